@@ -1,0 +1,167 @@
+//! Every limit of fts, with its unit in its name. No number that a peer sends is trusted beyond these.
+
+use std::time::Duration;
+
+// === The data path ===
+
+/// A chunk: the unit of checksums. 1 MiB is a whole BLAKE3 subtree, so chunk values merge into the file's root.
+pub const CHUNK_BYTES: usize = 1 << 20;
+/// The largest file.
+pub const FILE_BYTES_MAX: u64 = 1 << 44;
+/// Messages of `UploadFile`: a chunk and its fields.
+pub const UPLOAD_MESSAGE_BYTES_MAX: usize = CHUNK_BYTES + CHUNK_BYTES / 4;
+/// Messages of every other method.
+pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
+/// Chunks between the network and the disk, on either end: enough to keep both busy.
+pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
+/// HTTP/2 frames. The receiver's setting decides; 16 KiB (the default) halves the speed of an upload.
+pub const HTTP2_FRAME_BYTES: u32 = 256 << 10;
+/// HTTP/2 window of a stream: rate over a long link is at most window / round trip.
+pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// HTTP/2 window of a connection, shared by its streams.
+pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// HTTP/2 streams of a connection; tonic's default is no limit.
+pub const HTTP2_STREAMS_MAX: u32 = 256;
+/// HTTP/2 header list.
+pub const HTTP2_HEADER_BYTES_MAX: u32 = 16 << 10;
+/// HTTP/2 pings of the server: a second line behind the heartbeats.
+pub const HTTP2_PING: Duration = Duration::from_secs(20);
+pub const HTTP2_PING_WAIT: Duration = Duration::from_secs(10);
+/// Uploads that one server takes at a time; more wait with SERVER_BUSY.
+pub const UPLOADS_MAX: usize = 256;
+
+// === Text ===
+
+pub const CLIENT_ID_BYTES_MAX: usize = 63;
+pub const PATH_BYTES_MAX: usize = 4096;
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Details of failures, from a client.
+pub const DETAIL_BYTES_MAX: usize = 512;
+/// Host name, version, operating system, from a client.
+pub const LABEL_BYTES_MAX: usize = 255;
+pub const ALLOWED_ROOTS_MAX: usize = 64;
+
+// === Connections and sessions ===
+
+/// Connections that a server holds; the next ones wait in the listen queue.
+pub const CONNECTIONS_MAX: usize = 50_000;
+/// From the start of `Connect` to its Hello.
+pub const HELLO_WAIT: Duration = Duration::from_secs(10);
+/// From dialling to Welcome.
+pub const WELCOME_WAIT: Duration = Duration::from_secs(20);
+pub const CONNECT_WAIT: Duration = Duration::from_secs(10);
+/// Two heartbeats within the shortest common idle timeout (60 s).
+pub const HEARTBEAT: Duration = Duration::from_secs(25);
+/// Shortest and longest `--heartbeat`.
+pub const HEARTBEAT_MIN: Duration = Duration::from_millis(200);
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(300);
+/// Without bytes from the server a client redials after 55 s, at a heartbeat of 25 s; it scales with it.
+pub const SERVER_SILENCE_PERCENT: u32 = 220;
+/// Without bytes from a client it is STALE after 40 s …
+pub const CLIENT_STALE_PERCENT: u32 = 160;
+/// … and OFFLINE after 80 s.
+pub const CLIENT_SILENCE_PERCENT: u32 = 320;
+/// Messages waiting to be sent to a peer on `Connect`.
+pub const OUTBOX_MAX: usize = 32;
+/// Client messages above this rate end the session.
+pub const CLIENT_MESSAGES_PER_SECOND_MAX: u32 = 200;
+/// Pauses between dials: the first, and the longest while nothing works.
+pub const DIAL_PAUSE_MIN: Duration = Duration::from_secs(1);
+pub const DIAL_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A session that lasted this long resets the pauses.
+pub const STABLE_AFTER: Duration = Duration::from_secs(60);
+/// A superseded instance stays away for this long, and up to as long again.
+pub const SUPERSEDED_PAUSE: Duration = Duration::from_secs(300);
+/// No hint of a server keeps a client away for longer.
+pub const RECONNECT_HINT_MAX: Duration = Duration::from_secs(600);
+/// The server's hint on drain.
+pub const DRAIN_RECONNECT_AFTER: Duration = Duration::from_secs(1);
+/// The data connection closes after this long without an upload.
+pub const DATA_CONNECTION_IDLE: Duration = Duration::from_secs(30);
+/// Unacknowledged bytes of a data connection end it after this long.
+pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+// === Transfers ===
+
+/// Commands that a client takes at a time, by default and at most.
+pub const JOBS: u32 = 4;
+pub const JOBS_MAX: u32 = 64;
+/// Reports of ended attempts that a client keeps for the server; one for each command that was ever taken and not
+/// acknowledged.
+pub const REPORTS_MAX: usize = 1024;
+/// Commands that a client remembers, so that a repeated one is not run again.
+pub const COMMANDS_REMEMBERED_MAX: usize = 4096;
+/// An offer without a Header goes back to the queue.
+pub const OFFER_WAIT: Duration = Duration::from_secs(30);
+/// A client that said it is busy is asked again.
+pub const BUSY_PAUSE: Duration = Duration::from_secs(5);
+/// An upload whose payload makes no progress is ended.
+pub const UPLOAD_STALL: Duration = Duration::from_secs(60);
+/// Attempts in a row that add no durable bytes.
+pub const ATTEMPTS_MAX: u32 = 10;
+/// Times that a source may change while it is read.
+pub const SOURCE_CHANGES_MAX: u32 = 4;
+/// Times that a root may differ.
+pub const MISMATCHES_MAX: u32 = 2;
+/// Pause after a failed attempt: doubles from the first to the last, jittered.
+pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(300);
+pub const DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const DEADLINE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+/// Transfers of one client that have not ended.
+pub const UNFINISHED_PER_CLIENT_MAX: u64 = 100_000;
+/// The queue is looked at this often, besides at every ring.
+pub const CLAIM_POLL: Duration = Duration::from_secs(15);
+/// Deadlines, expired offers and retention are looked at this often.
+pub const SWEEP: Duration = Duration::from_secs(1);
+pub const RETENTION_SWEEP: Duration = Duration::from_secs(60);
+/// Last-seen times are written this often.
+pub const SEEN_FLUSH: Duration = Duration::from_secs(10);
+/// Events of ended transfers are kept this long, and this many.
+pub const EVENTS_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const EVENTS_KEEP_MAX: u64 = 1_000_000;
+
+// === The record store ===
+
+/// SQLite waits this long for another process that holds the database.
+pub const STORE_BUSY_WAIT: Duration = Duration::from_secs(5);
+/// A verb of the store waits this long for its turn.
+pub const STORE_QUEUE_WAIT: Duration = Duration::from_secs(10);
+/// Connections that read; one writes.
+pub const STORE_READERS: u32 = 4;
+/// Events that are dropped in one transaction, so that no other write waits for long.
+pub const PRUNE_EVENTS_MAX: u64 = 10_000;
+
+// === Operators ===
+
+pub const PAGE_SIZE: u32 = 100;
+pub const PAGE_SIZE_MAX: u32 = 1000;
+/// A page ends early at this weight: gRPC clients take messages of 4 MiB.
+pub const PAGE_BYTES_MAX: usize = 2 << 20;
+/// Pieces in which `GET …/content` reads a file.
+pub const HTTP_PIECE_BYTES: usize = 256 << 10;
+/// The name under which a browser saves a file.
+pub const FILE_NAME_BYTES_MAX: usize = 200;
+pub const WAIT_MAX: Duration = Duration::from_secs(300);
+pub const HTTP_BODY_BYTES_MAX: usize = 64 << 10;
+/// Watches that one server serves at a time.
+pub const WATCHES_MAX: usize = 1024;
+/// Changes that a watch may lag behind before it re-reads from the store.
+pub const WATCH_LAG_MAX: usize = 1024;
+/// Progress of one transfer is told this often.
+pub const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+// === Shutdown ===
+
+/// Running uploads may finish for this long …
+pub const DRAIN_WAIT: Duration = Duration::from_secs(30);
+/// … then everything is cut, and has this long to note it.
+pub const ABORT_WAIT: Duration = Duration::from_secs(10);
+/// … and connections on which nothing runs any more close within this.
+pub const CLOSE_WAIT: Duration = Duration::from_secs(1);
+
+const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
+const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES);
+const _: () = assert!(UPLOAD_MESSAGE_BYTES_MAX > CHUNK_BYTES + 64);
+const _: () = assert!(DRAIN_WAIT.as_secs() + ABORT_WAIT.as_secs() + CLOSE_WAIT.as_secs() < 45);
+const _: () = assert!(SERVER_SILENCE_PERCENT < CLIENT_SILENCE_PERCENT);

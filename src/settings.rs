@@ -1,0 +1,166 @@
+//! Where a setting comes from: its flag, its `FTS_` variable, its short variable, the TOML file, its default, in this
+//! order. Every problem is told at once, and none is passed over.
+
+use std::{fmt, fs, path::Path, time::Duration};
+
+use serde::de::DeserializeOwned;
+
+/// The largest TOML file that is read.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// What is wrong with the configuration: everything that was found, one problem each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConfigError {
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("bad configuration")?;
+        self.problems.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl From<String> for ConfigError {
+    fn from(problem: String) -> Self {
+        Self { problems: vec![problem] }
+    }
+}
+
+/// Picks the value of each setting, and collects what is wrong.
+#[derive(Debug, Default)]
+pub struct Picker {
+    problems: Vec<String>,
+}
+
+impl Picker {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns the first value that there is: `flag` (clap has already looked at the `FTS_` variable), the variable
+    /// `short`, or `file`. A value that does not parse is a problem that names its source.
+    pub fn pick<T>(
+        &mut self,
+        flag: (&str, Option<String>),
+        short: Option<&str>,
+        file: Option<String>,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        let (name, value) = flag;
+        let from_flag = value.map(|text| (format!("--{name}"), text));
+        let from_short = || Some((short?.to_owned(), std::env::var(short?).ok()?));
+        let from_file =
+            || file.map(|text| (format!("'{}' in the file", name.replace('-', "_")), text));
+        let (origin, text) = from_flag.or_else(from_short).or_else(from_file)?;
+        match parse(&text) {
+            Ok(value) => Some(value),
+            Err(problem) => {
+                self.problem(format!("{origin}: {text:?}: {problem}"));
+                None
+            }
+        }
+    }
+
+    /// Notes a problem.
+    pub fn problem(&mut self, text: impl Into<String>) {
+        self.problems.push(text.into());
+    }
+
+    /// Takes what is wrong with another part of the configuration.
+    pub fn take<T: Default>(&mut self, part: Result<T, ConfigError>) -> T {
+        part.unwrap_or_else(|err| {
+            self.problems.extend(err.problems);
+            T::default()
+        })
+    }
+
+    /// Returns `value`, if there was no problem.
+    pub fn finish<T>(self, value: T) -> Result<T, ConfigError> {
+        if self.problems.is_empty() {
+            Ok(value)
+        } else {
+            Err(ConfigError { problems: self.problems })
+        }
+    }
+}
+
+/// Reads the TOML file at `path`; nothing, if there is no path. Unknown keys are errors with their line.
+pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T, ConfigError> {
+    let Some(path) = path else { return Ok(T::default()) };
+    let name = path.display();
+    let problem = |what: String| ConfigError::from(format!("--config {name}: {what}"));
+    let size = fs::metadata(path).map_err(|err| problem(err.to_string()))?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(problem(format!("{size} bytes is too large for a configuration")));
+    }
+    let text = fs::read_to_string(path).map_err(|err| problem(err.to_string()))?;
+    toml::from_str(&text).map_err(|err| {
+        let line = err.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
+        problem(format!("line {line}: {}", err.message()))
+    })
+}
+
+/// Parses a size in bytes: `1048576`, `100MB`, `1GiB`.
+pub fn size(text: &str) -> Result<u64, String> {
+    text.parse::<bytesize::ByteSize>()
+        .map(|size| size.as_u64())
+        .map_err(|_| "not a size; write it like 500MB or 1GiB".to_owned())
+}
+
+/// Parses a duration: `30s`, `5m`, `7d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "not a duration; write it like 30s or 7d".to_owned())
+}
+
+/// Parses a yes or no.
+pub fn flag(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "true" | "yes" => Ok(true),
+        "0" | "false" | "no" => Ok(false),
+        _ => Err("neither true nor false".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Default, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct File {
+        #[allow(dead_code)]
+        listen: Option<String>,
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_with_its_line() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("fts.toml");
+        fs::write(&path, "listen = \"x\"\n\nlisen = \"y\"\n").expect("written");
+        let err = read_file::<File>(Some(&path)).expect_err("refused");
+        assert!(err.problems[0].contains("line 3"), "{err}");
+        assert!(err.problems[0].contains("lisen"), "{err}");
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let mut picker = Picker::new();
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(picker.pick(("size", some("1 potato")), None, None, size), None);
+        assert_eq!(picker.pick(("keep", None), None, some("soon"), duration), None);
+        assert_eq!(
+            picker.pick(("good", some("5m")), None, some("bad"), duration),
+            Some(Duration::from_secs(300))
+        );
+        let err = picker.finish(()).expect_err("two problems");
+        assert_eq!(err.problems.len(), 2);
+        assert!(err.problems[0].starts_with("--size"));
+        assert!(err.problems[1].starts_with("'keep' in the file"));
+    }
+}
