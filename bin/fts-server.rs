@@ -1,0 +1,90 @@
+//! The server's program: parse, build, run until a signal, exit code.
+
+use std::{fs, path::Path, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use fts::{
+    server::{
+        Options, Server,
+        config::{Args, Config},
+        data_dir::DataDir,
+        guard::ClearText,
+        landing::Landing,
+        store,
+    },
+    settings::ConfigError,
+    shutdown::{self, Shutdown},
+    telemetry,
+};
+
+const EX_CONFIG: u8 = 78;
+
+fn main() -> ExitCode {
+    let config = match Config::new(Args::parse()) {
+        Ok(config) => config,
+        Err(err) => return refuse(&err),
+    };
+    if let Err(problem) = telemetry::init(config.log_format) {
+        return refuse(&ConfigError::from(problem));
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = runtime.context("cannot start the runtime").and_then(|rt| rt.block_on(run(&config)));
+    match done {
+        Ok(code) => code,
+        Err(err) => {
+            tracing::error!(error = format!("{err:#}"), "fts-server failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(config: &Config) -> anyhow::Result<ExitCode> {
+    let _data_dir = match DataDir::open(&config.data_dir) {
+        Ok(data_dir) => data_dir,
+        Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
+    };
+    let store = store::open(&config.store).await?;
+    let landing = Landing::open(&config.sink)?;
+    let listener = tokio::net::TcpListener::bind(config.listen)
+        .await
+        .with_context(|| format!("cannot listen on {}", config.listen))?;
+    let address = listener.local_addr()?;
+    let shutdown = Shutdown::new();
+    let server = Server::new(Options {
+        store,
+        landing,
+        clear_text: if config.insecure { ClearText::Insecure } else { ClearText::LoopbackOnly },
+        heartbeat: config.heartbeat,
+        retention: config.retention,
+        shutdown: shutdown.clone(),
+    });
+    if config.insecure {
+        tracing::warn!(%address, "--insecure: whoever reaches this address may ask for any allowed file");
+    }
+    let port_file = config.port_file.as_deref();
+    port_file.map_or(Ok(()), |path| write_port_file(path, &address.to_string()))?;
+    let stop = shutdown.clone();
+    let signalled = shutdown.spawn(async move {
+        let signal = shutdown::signal().await;
+        stop.drain();
+        signal
+    });
+    let clean = server.serve(listener).await?;
+    signalled.await??;
+    tracing::info!(clean, "stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+/// By rename, so that a script never reads half of it.
+fn write_port_file(path: &Path, address: &str) -> anyhow::Result<()> {
+    let temporary = path.with_extension("new");
+    fs::write(&temporary, address)
+        .and_then(|()| fs::rename(&temporary, path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn refuse(err: &ConfigError) -> ExitCode {
+    eprintln!("fts-server: {err}");
+    ExitCode::from(EX_CONFIG)
+}

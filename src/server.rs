@@ -1,0 +1,227 @@
+//! The server: a value that is made of an opened store, a landing and a shutdown, and serves a bound listener.
+//!
+//! [`Server::new`] opens no port and reads no configuration, so a test starts a real one in a few lines.
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tonic::service::Routes;
+
+use crate::{
+    limits,
+    shutdown::Shutdown,
+    wire::{DESCRIPTORS, proto},
+};
+
+pub mod config;
+mod control_api;
+pub mod coordinator;
+pub mod data_dir;
+pub mod error;
+mod file_stream;
+pub mod guard;
+mod http_api;
+mod ingest;
+pub mod landing;
+mod listener;
+pub mod metrics;
+mod page;
+mod session;
+mod sessions;
+pub mod store;
+mod sweeper;
+mod transfer_api;
+mod uploads;
+pub mod view;
+
+use coordinator::{Coordinator, Parts, Retention};
+use guard::ClearText;
+use landing::Landing;
+use metrics::Metrics;
+use store::Store;
+
+/// What a server is made of.
+pub struct Options {
+    pub store: Arc<dyn Store>,
+    pub landing: Landing,
+    pub clear_text: ClearText,
+    /// What clients are told to send; the other deadlines scale with it.
+    pub heartbeat: Duration,
+    pub retention: Retention,
+    pub shutdown: Shutdown,
+}
+
+/// Why a server ended other than by its shutdown.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    #[error("cannot repair what the last run left")]
+    Repair(#[source] error::Error),
+    #[error("cannot build the reflection service")]
+    Reflection(#[source] tonic_reflection::server::Error),
+    #[error("cannot serve")]
+    Transport(#[source] tonic::transport::Error),
+    #[error("cannot read the address of the listener")]
+    Listener(#[source] io::Error),
+}
+
+pub struct Server {
+    coordinator: Arc<Coordinator>,
+    metrics: Arc<Metrics>,
+    clear_text: ClearText,
+    shutdown: Shutdown,
+}
+
+impl Server {
+    pub fn new(options: Options) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let coordinator = Coordinator::new(Parts {
+            store: options.store,
+            landing: Arc::new(options.landing),
+            metrics: Arc::clone(&metrics),
+            shutdown: options.shutdown.clone(),
+            heartbeat: options.heartbeat,
+            retention: options.retention,
+        });
+        Self { coordinator, metrics, clear_text: options.clear_text, shutdown: options.shutdown }
+    }
+
+    /// The use cases, for whoever embeds a server.
+    pub fn coordinator(&self) -> &Arc<Coordinator> {
+        &self.coordinator
+    }
+
+    /// Serves until the shutdown drains and everything has ended, or its time is up. Returns whether everything ended
+    /// by itself.
+    pub async fn serve(self, listener: TcpListener) -> Result<bool, ServeError> {
+        self.coordinator.repair().await.map_err(ServeError::Repair)?;
+        let address = listener.local_addr().map_err(ServeError::Listener)?;
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<FileTransferServer>().await;
+        health.set_serving::<ControlServer>().await;
+        let app = self.app(health_service)?;
+        drop(self.shutdown.spawn(sweeper::run(Arc::clone(&self.coordinator))));
+        let incoming = listener::accept(listener, &self.shutdown);
+        let draining = self.shutdown.draining().clone();
+        let serving = transport()
+            .add_routes(Routes::from(app))
+            .serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned());
+        tracing::info!(%address, "serving");
+        let end = async {
+            draining.cancelled().await;
+            tracing::info!("draining");
+            health.set_not_serving::<FileTransferServer>().await;
+            health.set_not_serving::<ControlServer>().await;
+            self.shutdown.run_down(limits::DRAIN_WAIT, limits::ABORT_WAIT).await
+        };
+        let clean = serve_until(serving, end, &self.shutdown).await?;
+        self.coordinator.store.close().await;
+        Ok(clean)
+    }
+
+    fn app(&self, health: impl HealthService) -> Result<axum::Router, ServeError> {
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(DESCRIPTORS)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        let control = control_api::ControlApi::new(Arc::clone(&self.coordinator));
+        let control = ControlServer::new(control)
+            .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
+        let mut grpc = Routes::builder();
+        grpc.add_service(health)
+            .add_service(reflection().build_v1().map_err(ServeError::Reflection)?)
+            .add_service(reflection().build_v1alpha().map_err(ServeError::Reflection)?)
+            .add_service(control);
+        let grpc = grpc.routes().into_axum_router().reset_fallback().merge(self.transfer_routes());
+        let http = http_api::router(Arc::clone(&self.coordinator), Arc::clone(&self.metrics));
+        let app = http.merge(grpc).fallback(http_api::fallback);
+        Ok(guard::guarded(app, self.clear_text))
+    }
+
+    /// Two instances of one service on exact routes, because tonic's message limit is for a whole service.
+    fn transfer_routes(&self) -> axum::Router {
+        let service = |bytes_max: usize| {
+            let api = transfer_api::TransferApi::new(Arc::clone(&self.coordinator));
+            FileTransferServer::new(api).max_decoding_message_size(bytes_max)
+        };
+        axum::Router::new()
+            .route_service(
+                "/fts.v1.FileTransfer/Connect",
+                service(limits::CONTROL_MESSAGE_BYTES_MAX),
+            )
+            .route_service(
+                "/fts.v1.FileTransfer/UploadFile",
+                service(limits::UPLOAD_MESSAGE_BYTES_MAX),
+            )
+    }
+}
+
+type FileTransferServer =
+    proto::file_transfer_server::FileTransferServer<transfer_api::TransferApi>;
+type ControlServer = proto::control_server::ControlServer<control_api::ControlApi>;
+
+/// What tonic wants of a service; its own list of bounds.
+trait HealthService:
+    tower::Service<
+        http::Request<tonic::body::Body>,
+        Response = http::Response<tonic::body::Body>,
+        Error = std::convert::Infallible,
+        Future: Send + 'static,
+    > + tonic::server::NamedService
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<T> HealthService for T where
+    T: tower::Service<
+            http::Request<tonic::body::Body>,
+            Response = http::Response<tonic::body::Body>,
+            Error = std::convert::Infallible,
+            Future: Send + 'static,
+        > + tonic::server::NamedService
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
+/// HTTP/1.1 and HTTP/2 on one port. Never a timeout here: it would end uploads and sessions.
+fn transport() -> tonic::transport::Server {
+    tonic::transport::Server::builder()
+        .accept_http1(true)
+        .max_frame_size(limits::HTTP2_FRAME_BYTES)
+        .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits::HTTP2_STREAMS_MAX)
+        .http2_max_header_list_size(limits::HTTP2_HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(limits::HTTP2_PING))
+        .http2_keepalive_timeout(Some(limits::HTTP2_PING_WAIT))
+}
+
+/// Serves until `end` is over, and no longer: tonic's own end waits for ever for a peer that never finishes.
+async fn serve_until(
+    serving: impl Future<Output = Result<(), tonic::transport::Error>>,
+    end: impl Future<Output = bool>,
+    shutdown: &Shutdown,
+) -> Result<bool, ServeError> {
+    tokio::pin!(serving, end);
+    let clean = tokio::select! {
+        served = &mut serving => {
+            served.map_err(ServeError::Transport)?;
+            // Every connection has ended; the tasks still note how.
+            end.await
+        }
+        clean = &mut end => {
+            // Every task has ended, so what is left are idle connections, or peers that do not read.
+            let closed = tokio::time::timeout(limits::CLOSE_WAIT, &mut serving).await;
+            shutdown.abort();
+            clean && closed.is_ok()
+        }
+    };
+    Ok(clean)
+}

@@ -1,0 +1,212 @@
+//! The server's configuration: flags, variables and file in, checked values out.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::Parser;
+use serde::Deserialize;
+
+use super::coordinator::Retention;
+use crate::{
+    limits,
+    settings::{self, ConfigError, Picker},
+    telemetry::LogFormat,
+};
+
+/// Pulls files, verified, from machines behind NAT: the server.
+///
+/// It listens on loopback only, unless told otherwise. gRPC, HTTP/JSON, health, reflection and metrics share one port.
+#[derive(Debug, Default, Parser)]
+#[command(name = "fts-server", version, after_help = AFTER_HELP)]
+pub struct Args {
+    /// Address to listen on [default: 127.0.0.1:3000, or 127.0.0.1:$PORT]
+    #[arg(long, value_name = "ADDR", env = "FTS_LISTEN")]
+    pub listen: Option<String>,
+    /// Directory of everything the server keeps (0700) [default: ./fts-data]
+    #[arg(long, value_name = "DIR", env = "FTS_DATA_DIR")]
+    pub data_dir: Option<String>,
+    /// Record store: sqlite:PATH [default: sqlite:DATA_DIR/fts.db]
+    #[arg(long, value_name = "URL", env = "FTS_STORE")]
+    pub store: Option<String>,
+    /// Where files land: file:///DIR [default: DATA_DIR/files]
+    #[arg(long, value_name = "URL", env = "FTS_SINK")]
+    pub sink: Option<String>,
+    /// Pause between heartbeats of clients; other deadlines scale with it [default: 25s]
+    #[arg(long, value_name = "TIME", env = "FTS_HEARTBEAT")]
+    pub heartbeat: Option<String>,
+    /// Delete the bytes of landed files after this long, such as 30d [default: never]
+    #[arg(long, value_name = "TIME", env = "FTS_KEEP")]
+    pub keep: Option<String>,
+    /// Delete the oldest landed files beyond this much in total, such as 500GB [default: never]
+    #[arg(long, value_name = "SIZE", env = "FTS_KEEP_BYTES")]
+    pub keep_bytes: Option<String>,
+    /// Write the address that is listened on to this file, once it is (for scripts, with port 0)
+    #[arg(long, value_name = "FILE", env = "FTS_PORT_FILE")]
+    pub port_file: Option<String>,
+    /// Listen beyond loopback in clear text, without credentials: test networks only
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", env = "FTS_INSECURE")]
+    pub insecure: Option<String>,
+    /// Log lines: text or json [default: text on a terminal, else json]; RUST_LOG filters them
+    #[arg(long, value_name = "FORMAT", env = "FTS_LOG_FORMAT")]
+    pub log_format: Option<String>,
+    /// TOML file with any of these settings, spelled with underscores
+    #[arg(long, value_name = "FILE", env = "FTS_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+const AFTER_HELP: &str = "\
+A flag wins over its FTS_ variable, that over a short one (PORT), and that over the file.
+Exit codes: 0 stopped as asked, 1 failed, 2 usage, 78 bad configuration (every problem at once).";
+
+/// The file's keys: as the flags, with underscores.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    listen: Option<String>,
+    data_dir: Option<String>,
+    store: Option<String>,
+    sink: Option<String>,
+    heartbeat: Option<String>,
+    keep: Option<String>,
+    keep_bytes: Option<String>,
+    port_file: Option<String>,
+    insecure: Option<bool>,
+    log_format: Option<String>,
+}
+
+/// A configuration that has been checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub listen: SocketAddr,
+    pub data_dir: PathBuf,
+    pub store: String,
+    pub sink: PathBuf,
+    pub heartbeat: Duration,
+    pub retention: Retention,
+    pub port_file: Option<PathBuf>,
+    pub insecure: bool,
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Checks everything, and returns every problem at once.
+    pub fn new(args: Args) -> Result<Self, ConfigError> {
+        let mut pick = Picker::new();
+        let file: File = pick.take(settings::read_file(args.config.as_deref()));
+        let port = pick.pick(("port", None), Some("PORT"), None, port);
+        let listen = pick
+            .pick(("listen", args.listen), None, None, address)
+            .or(port)
+            .or_else(|| pick.pick(("listen", None), None, file.listen, address));
+        let listen = listen.unwrap_or(DEFAULT_LISTEN);
+        let data_dir = pick.pick(("data-dir", args.data_dir), None, file.data_dir, path);
+        let data_dir = data_dir.unwrap_or_else(|| PathBuf::from("fts-data"));
+        let store = pick.pick(("store", args.store), None, file.store, store_url);
+        let sink = pick.pick(("sink", args.sink), None, file.sink, sink_url);
+        let heartbeat = pick.pick(("heartbeat", args.heartbeat), None, file.heartbeat, heartbeat);
+        let keep = pick.pick(("keep", args.keep), None, file.keep, settings::duration);
+        let keep_bytes =
+            pick.pick(("keep-bytes", args.keep_bytes), None, file.keep_bytes, settings::size);
+        let port_file = pick.pick(("port-file", args.port_file), None, file.port_file, path);
+        let insecure = file.insecure.map(|yes| yes.to_string());
+        let insecure = pick.pick(("insecure", args.insecure), None, insecure, settings::flag);
+        let insecure = insecure.unwrap_or(false);
+        let log_format =
+            pick.pick(("log-format", args.log_format), None, file.log_format, LogFormat::parse);
+        if !listen.ip().is_loopback() && !insecure {
+            pick.problem(format!(
+                "--listen {listen}: not loopback. This version has no TLS and no credentials, so whoever reaches \
+                 this address could ask for any file that a client allows. Listen on 127.0.0.1, or, in a test \
+                 network, say --insecure"
+            ));
+        }
+        let config = Self {
+            store: store.unwrap_or_else(|| format!("sqlite:{}", data_dir.join("fts.db").display())),
+            sink: sink.unwrap_or_else(|| data_dir.join("files")),
+            listen,
+            data_dir,
+            heartbeat: heartbeat.unwrap_or(limits::HEARTBEAT),
+            retention: Retention { keep, keep_bytes },
+            port_file,
+            insecure,
+            log_format: log_format.unwrap_or_default(),
+        };
+        pick.finish(config)
+    }
+}
+
+const DEFAULT_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 3000);
+
+fn port(text: &str) -> Result<SocketAddr, String> {
+    let port = text.parse().map_err(|_| "not a port".to_owned())?;
+    Ok(SocketAddr::new(DEFAULT_LISTEN.ip(), port))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let text = text.replace("localhost:", "127.0.0.1:");
+    text.parse()
+        .map_err(|_| "not an address; write it like 127.0.0.1:3000 or [::1]:3000".to_owned())
+}
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() { Err("an empty path".to_owned()) } else { Ok(PathBuf::from(text)) }
+}
+
+fn store_url(text: &str) -> Result<String, String> {
+    match text.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() => Ok(text.to_owned()),
+        _ => Err("this version keeps records in SQLite only: sqlite:PATH".to_owned()),
+    }
+}
+
+fn sink_url(text: &str) -> Result<PathBuf, String> {
+    match text.strip_prefix("file://") {
+        Some(path) if path.starts_with('/') => Ok(PathBuf::from(path)),
+        _ => Err("this version lands files in a directory only: file:///DIR".to_owned()),
+    }
+}
+
+fn heartbeat(text: &str) -> Result<Duration, String> {
+    let beat = settings::duration(text)?;
+    if (limits::HEARTBEAT_MIN..=limits::HEARTBEAT_MAX).contains(&beat) {
+        Ok(beat)
+    } else {
+        Err(format!("must be {:?} to {:?}", limits::HEARTBEAT_MIN, limits::HEARTBEAT_MAX))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(args: &[&str]) -> Args {
+        Args::parse_from([&["fts-server"], args].concat())
+    }
+
+    #[test]
+    fn listening_beyond_loopback_needs_a_word() {
+        let open = Config::new(args(&["--listen", "0.0.0.0:3000"])).expect_err("refused");
+        assert!(open.problems[0].contains("--insecure"), "{open}");
+        let said = Config::new(args(&["--listen", "0.0.0.0:3000", "--insecure"])).expect("said");
+        assert!(said.insecure);
+        for local in ["127.0.0.1:0", "127.9.9.9:1", "[::1]:3000", "localhost:3000"] {
+            Config::new(args(&["--listen", local])).expect(local);
+        }
+    }
+
+    #[test]
+    fn every_problem_is_told_at_once() {
+        let bad =
+            ["--listen", "nowhere", "--keep", "soon", "--heartbeat", "1ms", "--store", "mysql:x"];
+        let err = Config::new(args(&bad)).expect_err("refused");
+        assert_eq!(err.problems.len(), 4, "{err}");
+    }
+
+    #[test]
+    fn the_default_is_loopback_and_keeps_everything() {
+        let config = Config::new(args(&[])).expect("valid");
+        assert_eq!(config.retention, Retention::default());
+        assert!(config.listen.ip().is_loopback());
+        assert_eq!(config.sink, PathBuf::from("fts-data/files"));
+    }
+}

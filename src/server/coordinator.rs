@@ -1,0 +1,356 @@
+//! The use cases: what operators ask for, and what sessions and uploads report. The only caller of the store's
+//! mutating verbs, so every change of a record passes here, is told to who watches, and rings the right bell.
+
+use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::broadcast;
+
+use super::{
+    error::Error,
+    landing::{Landing, LandingError},
+    metrics::Metrics,
+    sessions::Sessions,
+    store::{Applied, Created, Store, TransferFilter},
+    uploads::Uploads,
+    view::{ClientView, Presence, TransferView},
+};
+use crate::{
+    ids::{AttemptId, ClientId, Digest, TransferId, UnixMs},
+    limits,
+    shutdown::Shutdown,
+    status::Reason,
+    telemetry,
+    transfer::{Content as Kept, Moment, Request, State, Step, Transfer},
+};
+
+mod attempts;
+mod repair;
+mod watch;
+
+pub use watch::{Watch, WatchQuery};
+
+/// How long landed files are kept. Off by default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Retention {
+    pub keep: Option<Duration>,
+    pub keep_bytes: Option<u64>,
+}
+
+/// What the coordinator is made of.
+pub struct Parts {
+    pub store: Arc<dyn Store>,
+    pub landing: Arc<Landing>,
+    pub metrics: Arc<Metrics>,
+    pub shutdown: Shutdown,
+    pub heartbeat: Duration,
+    pub retention: Retention,
+}
+
+pub struct Coordinator {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) landing: Arc<Landing>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) shutdown: Shutdown,
+    pub(super) sessions: Sessions,
+    pub(super) uploads: Arc<Uploads>,
+    retention: Retention,
+    /// Every change made by this server, as it is made.
+    changes: broadcast::Sender<Arc<Transfer>>,
+}
+
+/// The verified bytes of a COMPLETE transfer, opened.
+#[derive(Debug)]
+pub struct Content {
+    pub file: File,
+    pub size: u64,
+    pub digest: Digest,
+}
+
+/// What `/readyz?verbose` says: name and value of each check or setting.
+#[derive(Debug, Clone)]
+pub struct Readiness {
+    pub ready: bool,
+    pub details: Vec<(&'static str, String)>,
+}
+
+/// How many there are, for `/metrics`.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    pub transfers: Vec<(State, u64)>,
+    pub clients: Vec<(Presence, u64)>,
+}
+
+impl Coordinator {
+    pub fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            store: parts.store,
+            landing: parts.landing,
+            metrics: parts.metrics,
+            shutdown: parts.shutdown,
+            sessions: Sessions::new(parts.heartbeat),
+            uploads: Arc::default(),
+            retention: parts.retention,
+            changes: broadcast::channel(limits::WATCH_LAG_MAX).0,
+        })
+    }
+
+    // === What operators ask for ===
+
+    /// Writes a transfer, and rings for its client. Once this returns, the transfer cannot be lost.
+    pub async fn trigger(self: &Arc<Self>, request: Request) -> Result<TransferView, Error> {
+        if self.shutdown.draining().is_cancelled() {
+            return Err(Error::refused(Reason::Draining, "the server is shutting down"));
+        }
+        let client = request.client.clone();
+        let transfer = Transfer::new(TransferId::generate(), request, UnixMs::now());
+        let this = Arc::clone(self);
+        let created = self
+            .owned(async move {
+                let created = this.store.create(&transfer).await?;
+                if let Created::New(transfer) = &created {
+                    this.tell(transfer);
+                }
+                Ok(created)
+            })
+            .await?;
+        match created {
+            Created::New(transfer) | Created::Existing(transfer) => Ok(self.view(transfer)),
+            Created::Conflict(other) => {
+                let text = format!("this request id stands for another request, transfer {other}");
+                Err(Error::refused(Reason::RequestIdConflict, text))
+            }
+            Created::UnknownClient => Err(unknown_client(&client)),
+            Created::TooMany(count) => {
+                let text =
+                    format!("{client} has {count} unfinished transfers, and may have no more");
+                Err(Error::refused(Reason::TooMany, text))
+            }
+        }
+    }
+
+    pub async fn transfer(&self, id: TransferId) -> Result<TransferView, Error> {
+        Ok(self.view(self.record(id).await?))
+    }
+
+    /// Newest first, older than `before`.
+    pub async fn transfers(
+        &self,
+        filter: &TransferFilter,
+        before: Option<TransferId>,
+        limit: u32,
+    ) -> Result<Vec<TransferView>, Error> {
+        let transfers = self.store.transfers(filter, before, limit).await?;
+        Ok(transfers.into_iter().map(|transfer| self.view(transfer)).collect())
+    }
+
+    /// Final at once; the client is told to stop.
+    pub async fn cancel(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
+        let transfer = self.apply(id, Step::Cancelled).await?;
+        self.stop_attempt(&transfer);
+        Ok(self.view(transfer))
+    }
+
+    pub async fn retry(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
+        Ok(self.view(self.apply(id, Step::Retried).await?))
+    }
+
+    pub async fn pause(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
+        let transfer = self.apply(id, Step::Paused).await?;
+        self.stop_attempt(&transfer);
+        Ok(self.view(transfer))
+    }
+
+    pub async fn resume(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
+        Ok(self.view(self.apply(id, Step::Resumed).await?))
+    }
+
+    /// Removes the bytes of an ended transfer. The record says so first, so that no reader finds it half there.
+    pub async fn delete(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
+        let this = Arc::clone(self);
+        let deleted = async move {
+            let transfer = this.apply_here(id, &Step::ContentDeleted).await?;
+            let attempt = attempt_of(&transfer);
+            this.on_disk(move |landing| landing.remove(attempt)).await?;
+            Ok(transfer)
+        };
+        Ok(self.view(self.owned(deleted).await?))
+    }
+
+    pub async fn client(&self, id: &ClientId) -> Result<ClientView, Error> {
+        let record = self.store.client(id).await?.ok_or_else(|| unknown_client(id))?;
+        Ok(self.view_client(record))
+    }
+
+    /// By id, after `after`.
+    pub async fn clients(
+        &self,
+        after: Option<&ClientId>,
+        limit: u32,
+    ) -> Result<Vec<ClientView>, Error> {
+        let records = self.store.clients(after, limit).await?;
+        Ok(records.into_iter().map(|record| self.view_client(record)).collect())
+    }
+
+    /// Opens the bytes of a COMPLETE transfer.
+    pub async fn content(&self, id: TransferId) -> Result<Content, Error> {
+        let transfer = self.record(id).await?;
+        let (Kept::Kept, Some(finish), Some(source)) =
+            (transfer.content, transfer.finish, &transfer.file)
+        else {
+            let text = match transfer.content {
+                Kept::Deleted => "the bytes were deleted".to_owned(),
+                _ => format!("there are no bytes: the transfer is {:?}", transfer.state),
+            };
+            return Err(Error::refused(Reason::NoContent, text));
+        };
+        let attempt = attempt_of(&transfer);
+        let file = self.on_disk(move |landing| landing.read(attempt)).await?;
+        Ok(Content { file, size: source.size_bytes, digest: finish.digest })
+    }
+
+    pub async fn readiness(&self) -> Readiness {
+        let store = self.store.ping().await;
+        let draining = self.shutdown.draining().is_cancelled();
+        let ready = store.is_ok() && !draining;
+        let or_off = |text: Option<String>| text.unwrap_or_else(|| "off".to_owned());
+        let keep = self.retention.keep.map(|keep| humantime::format_duration(keep).to_string());
+        let keep_bytes = self.retention.keep_bytes.map(|bytes| format!("{bytes} bytes"));
+        let store = if store.is_ok() { "ok" } else { "unavailable" };
+        let details = vec![
+            ("store", store.to_owned()),
+            ("draining", draining.to_string()),
+            ("sessions", self.sessions.count().to_string()),
+            ("uploads", self.uploads.count().to_string()),
+            ("keep", or_off(keep)),
+            ("keep-bytes", or_off(keep_bytes)),
+        ];
+        Readiness { ready, details }
+    }
+
+    /// Returns how many clients and transfers there are.
+    pub async fn counts(&self) -> Result<Counts, Error> {
+        let transfers = self.store.counts().await?;
+        let (online, stale) = self.sessions.presences();
+        let known = self.store.clients_known().await?;
+        let offline = known.saturating_sub(online + stale);
+        let clients = vec![
+            (Presence::Online, online),
+            (Presence::Stale, stale),
+            (Presence::Offline, offline),
+        ];
+        Ok(Counts { transfers, clients })
+    }
+
+    // === What every change has in common ===
+
+    /// Applies a step to a transfer, and tells who wants to know. Whoever drops the returned future does not undo it.
+    pub(super) async fn apply(
+        self: &Arc<Self>,
+        id: TransferId,
+        step: Step,
+    ) -> Result<Transfer, Error> {
+        let this = Arc::clone(self);
+        self.owned(async move { this.apply_here(id, &step).await }).await
+    }
+
+    async fn apply_here(&self, id: TransferId, step: &Step) -> Result<Transfer, Error> {
+        match self.store.apply(id, step, Moment::now()).await? {
+            Applied::Done(transfer) => {
+                self.tell(&transfer);
+                Ok(transfer)
+            }
+            Applied::Refused(err, _) => Err(err.into()),
+            Applied::Unknown => Err(unknown_transfer(id)),
+        }
+    }
+
+    /// Runs to its end what must not be left half done, even if whoever asked has gone.
+    pub(super) async fn owned<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let done = self.shutdown.spawn(work).await;
+        done.unwrap_or_else(|err| Err(Error::Internal(err.to_string())))
+    }
+
+    /// Runs calls of the landing on a blocking thread.
+    pub(super) async fn on_disk<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&Landing) -> Result<T, LandingError> + Send + 'static,
+    ) -> Result<T, Error> {
+        let landing = Arc::clone(&self.landing);
+        let done = tokio::task::spawn_blocking(move || call(&landing)).await;
+        done.map_err(|err| Error::Internal(err.to_string()))?.map_err(Error::from)
+    }
+
+    fn tell(&self, transfer: &Transfer) {
+        if transfer.state.is_waiting() || transfer.state.is_final() {
+            // There is something to claim, or a slot is free.
+            self.sessions.wake(&transfer.client);
+        }
+        if transfer.state.is_final() && transfer.ended == Some(transfer.updated) {
+            self.metrics.transfer_ended(transfer.state);
+            log_end(transfer);
+        }
+        // Without a receiver nobody watches.
+        drop(self.changes.send(Arc::new(transfer.clone())));
+    }
+
+    async fn record(&self, id: TransferId) -> Result<Transfer, Error> {
+        self.store.transfer(id).await?.ok_or_else(|| unknown_transfer(id))
+    }
+
+    /// Stops whatever still runs for a transfer, here and at its client.
+    fn stop_attempt(&self, transfer: &Transfer) {
+        let attempt = attempt_of(transfer);
+        self.uploads.stop(attempt);
+        if transfer.instance.is_some()
+            && let Some(session) = self.sessions.find(&transfer.client)
+        {
+            session.stop(attempt);
+        }
+    }
+
+    pub(super) fn location(&self, transfer: &Transfer) -> Option<PathBuf> {
+        (transfer.content == Kept::Kept).then(|| self.landing.location(attempt_of(transfer)))
+    }
+}
+
+/// Returns the latest attempt of a transfer.
+pub(super) fn attempt_of(transfer: &Transfer) -> AttemptId {
+    AttemptId { transfer: transfer.id, epoch: transfer.epoch }
+}
+
+fn unknown_transfer(id: TransferId) -> Error {
+    Error::refused(Reason::UnknownTransfer, format!("there is no transfer {id}"))
+}
+
+fn unknown_client(id: &ClientId) -> Error {
+    Error::refused(Reason::UnknownClient, format!("no client {id} has ever registered"))
+}
+
+/// One line for each ended transfer.
+fn log_end(transfer: &Transfer) {
+    let span = telemetry::transfer_span(transfer.id);
+    let _entered = span.enter();
+    let client_id = transfer.client.as_str();
+    let size_bytes = transfer.file.as_ref().map(|file| file.size_bytes);
+    let path = transfer.path.as_ref().map(crate::ids::RemotePath::as_str);
+    let duration_ms = transfer.started.zip(transfer.ended).map(|(s, e)| e.since(s).as_millis());
+    match (&transfer.failure, transfer.state) {
+        (Some(failure), State::Failed) => tracing::warn!(
+            client_id, ?path, reason = ?failure.reason, last_reason = ?failure.last_reason,
+            detail = ?failure.detail, attempts = transfer.attempts, "transfer failed"
+        ),
+        (_, State::Cancelled) => tracing::info!(client_id, ?path, "transfer cancelled"),
+        _ => tracing::info!(
+            client_id,
+            ?path,
+            size_bytes,
+            duration_ms,
+            attempts = transfer.attempts,
+            received_bytes = transfer.received_bytes,
+            "transfer complete"
+        ),
+    }
+}

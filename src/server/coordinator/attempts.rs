@@ -1,0 +1,305 @@
+//! What sessions and uploads report of attempts. Every report names its epoch; the store refuses those that are too
+//! late, and that is not an error: somebody else has already said how it went on.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{Coordinator, attempt_of};
+use crate::{
+    ids::{AttemptId, UnixMs},
+    limits,
+    server::{
+        error::Error,
+        sessions::Session,
+        store::{Claim, SessionOpening, TransferFilter},
+        uploads::{Entered, Occupied},
+    },
+    status::Reason,
+    transfer::{Cause, FailReason, Moment, SourceFile, State, Step, StepError, Transfer},
+    wire::session::{Header, Hello, Outcome, Report, Verdict},
+};
+
+impl Coordinator {
+    // === Sessions ===
+
+    /// Opens a session, supersedes the client's older one, and settles what the older ones left.
+    pub async fn open_session(
+        self: &Arc<Self>,
+        hello: Hello,
+        address: String,
+    ) -> Result<Arc<Session>, Error> {
+        let running = hello.running;
+        let opening = SessionOpening {
+            client: hello.client,
+            instance: hello.instance,
+            jobs_max: hello.jobs_max,
+            version: hello.version,
+            host_name: hello.host_name,
+            os: hello.os,
+            address,
+            allowed_roots: hello.allowed_roots,
+        };
+        let epoch = self.store.open_session(&opening, UnixMs::now()).await?;
+        let session = Arc::new(Session::new(
+            opening.client,
+            epoch,
+            opening.instance,
+            opening.host_name,
+            opening.address,
+        ));
+        let older = self.sessions.enter(Arc::clone(&session)).map_err(|newer| {
+            let text = format!("a newer session of this client is open, {}", newer.epoch);
+            Error::refused(Reason::StaleEpoch, text)
+        })?;
+        if older.as_ref().is_some_and(|older| older.instance == session.instance) {
+            self.metrics.instance_reconnected();
+        }
+        if let Some(older) = older.filter(|older| older.instance != session.instance) {
+            tracing::warn!(
+                client_id = %session.client, older_host = ?older.host_name, older_address = older.address,
+                newer_host = ?session.host_name, newer_address = session.address,
+                "another instance took over: two machines or processes may share this client id"
+            );
+        }
+        if let Err(err) = self.reconcile(&session, &running).await {
+            self.sessions.leave(&session);
+            return Err(err);
+        }
+        Ok(session)
+    }
+
+    /// Brings the records in line with what a client that has just connected says it is doing.
+    async fn reconcile(
+        self: &Arc<Self>,
+        session: &Session,
+        running: &[AttemptId],
+    ) -> Result<(), Error> {
+        let outstanding = self.outstanding(session).await?;
+        for transfer in &outstanding {
+            let attempt = attempt_of(transfer);
+            let is_its_own = transfer.instance == Some(session.instance);
+            let is_known = running.contains(&attempt) || self.is_uploading(attempt);
+            if transfer.state == State::Verifying || (is_its_own && is_known) {
+                continue;
+            }
+            // The command never arrived, or the process that had it is gone.
+            self.uploads.stop(attempt);
+            self.broken(attempt, Cause::ClientLost, 0).await?;
+        }
+        for attempt in running {
+            let is_current = |t: &Transfer| attempt_of(t) == *attempt;
+            if !outstanding.iter().any(is_current) {
+                session.stop(*attempt);
+            }
+        }
+        self.make_due(session).await
+    }
+
+    /// A reconnect makes every interrupted transfer of the client due at once.
+    async fn make_due(self: &Arc<Self>, session: &Session) -> Result<(), Error> {
+        let states = vec![State::Interrupted];
+        let filter = TransferFilter { client: Some(session.client.clone()), states };
+        for transfer in self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await? {
+            if transfer.due().is_some_and(|due| due > UnixMs::now()) {
+                ignore_late(self.apply(transfer.id, Step::MadeDue).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that a session has ended. What was only offered goes back to the queue; an upload that runs outlives it.
+    pub async fn close_session(self: &Arc<Self>, session: &Session) -> Result<(), Error> {
+        if !self.sessions.leave(session) {
+            // A newer session has settled it.
+            return Ok(());
+        }
+        self.store.note_seen(&[(session.client.clone(), session.last_seen())]).await?;
+        for transfer in self.outstanding(session).await? {
+            let attempt = attempt_of(&transfer);
+            let is_its_own = transfer.instance == Some(session.instance);
+            if transfer.state == State::Offered && is_its_own && !self.is_uploading(attempt) {
+                self.broken(attempt, Cause::ClientLost, 0).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn outstanding(&self, session: &Session) -> Result<Vec<Transfer>, Error> {
+        let states = vec![State::Offered, State::Receiving, State::Verifying];
+        let filter = TransferFilter { client: Some(session.client.clone()), states };
+        Ok(self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await?)
+    }
+
+    fn is_uploading(&self, attempt: AttemptId) -> bool {
+        self.uploads.find(attempt.transfer).is_some_and(|upload| upload.attempt == attempt)
+    }
+
+    /// Takes the next transfer of the session's client from the queue.
+    pub async fn claim(self: &Arc<Self>, session: &Session, jobs_max: u32) -> Result<Claim, Error> {
+        let (this, client) = (Arc::clone(self), session.client.clone());
+        let (epoch, instance) = (session.epoch, session.instance);
+        self.owned(async move {
+            let claim = this.store.claim(&client, epoch, instance, jobs_max, Moment::now()).await?;
+            if let Claim::Offered(transfer) = &claim {
+                this.tell(transfer);
+            }
+            Ok(claim)
+        })
+        .await
+    }
+
+    /// Takes a client's answer to a command.
+    pub async fn replied(
+        self: &Arc<Self>,
+        session: &Session,
+        attempt: AttemptId,
+        verdict: Verdict,
+    ) -> Result<(), Error> {
+        self.check_owner(session, attempt).await?;
+        match verdict {
+            Verdict::Accepted => Ok(()),
+            Verdict::Busy => {
+                let step = Step::Busy { epoch: attempt.epoch };
+                ignore_late(self.apply(attempt.transfer, step).await)
+            }
+            Verdict::StaleEpoch | Verdict::Conflict => {
+                let detail = format!("the client refused the command: {verdict:?}");
+                let cause = Cause::Failed { reason: FailReason::Io, detail };
+                self.broken(attempt, cause, 0).await
+            }
+        }
+    }
+
+    /// Takes a client's report of how an attempt ended.
+    pub async fn reported(
+        self: &Arc<Self>,
+        session: &Session,
+        report: Report,
+    ) -> Result<(), Error> {
+        let attempt = report.attempt;
+        self.check_owner(session, attempt).await?;
+        let detail = report.detail;
+        let (cause, stop) = match report.outcome {
+            // The record is the truth, and whoever wrote it has told.
+            Outcome::Delivered => return Ok(()),
+            Outcome::Failed(reason) if !reason.is_worth_retrying() => {
+                let step = Step::Refused { epoch: attempt.epoch, reason, detail };
+                return ignore_late(self.apply(attempt.transfer, step).await);
+            }
+            Outcome::Failed(reason) => (Cause::Failed { reason, detail }, true),
+            Outcome::Broken => (Cause::Failed { reason: FailReason::Io, detail }, true),
+            Outcome::Stopped => (Cause::ClientLost, false),
+        };
+        if stop {
+            self.uploads.stop(attempt);
+        }
+        let received = self.received(attempt);
+        self.broken(attempt, cause, received).await
+    }
+
+    fn received(&self, attempt: AttemptId) -> u64 {
+        let upload = self.uploads.find(attempt.transfer);
+        upload.filter(|u| u.attempt == attempt).map_or(0, |u| u.done_bytes())
+    }
+
+    /// A client speaks of its own transfers only; others are none of its business, whether they exist or not.
+    async fn check_owner(&self, session: &Session, attempt: AttemptId) -> Result<(), Error> {
+        let transfer = self.store.transfer(attempt.transfer).await?;
+        let is_own = transfer.is_some_and(|t| t.client == session.client);
+        if is_own {
+            Ok(())
+        } else {
+            Err(Error::refused(Reason::UnknownTransfer, "no such transfer"))
+        }
+    }
+
+    // === Uploads ===
+
+    /// Begins an upload: what its Header names must be the current attempt, of this very instance. An older call of
+    /// the same attempt is stopped first.
+    pub async fn begin(self: &Arc<Self>, header: &Header) -> Result<(Entered, Transfer), Error> {
+        let attempt = header.attempt;
+        // Checked before anything is stopped, so that nobody can stop the upload of another.
+        let transfer = self.record(attempt.transfer).await?;
+        if transfer.instance != Some(header.instance) {
+            return Err(StepError::OtherInstance.into());
+        }
+        if transfer.epoch != attempt.epoch {
+            let current = transfer.epoch;
+            return Err(StepError::StaleEpoch { current, got: attempt.epoch }.into());
+        }
+        if header.size > limits::FILE_BYTES_MAX {
+            return Err(Error::refused(Reason::TooLarge, "the file is too large for this server"));
+        }
+        let entered = self.enter(&transfer).await?;
+        let file = SourceFile {
+            path: header.path.clone(),
+            size_bytes: header.size,
+            fingerprint: header.fingerprint,
+        };
+        let step = Step::Begun { epoch: attempt.epoch, instance: header.instance, file };
+        let transfer = self.apply(attempt.transfer, step).await?;
+        Ok((entered, transfer))
+    }
+
+    async fn enter(&self, transfer: &Transfer) -> Result<Entered, Error> {
+        let attempt = attempt_of(transfer);
+        let until = tokio::time::Instant::now() + OLDER_UPLOAD_WAIT;
+        loop {
+            match self.uploads.enter(attempt, &transfer.client) {
+                Ok(entered) => return Ok(entered),
+                Err((Occupied::Newer, _)) => {
+                    let text = "a newer attempt is running";
+                    return Err(Error::refused(Reason::StaleEpoch, text));
+                }
+                Err((Occupied::Stopping, ended)) => {
+                    let waited = tokio::time::timeout_at(until, ended.cancelled()).await;
+                    if waited.is_err() {
+                        let text =
+                            "an older upload of this transfer has not let go of the disk yet";
+                        return Err(Error::refused(Reason::ServerBusy, text));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Notes that an attempt ended without delivering.
+    pub async fn broken(
+        self: &Arc<Self>,
+        attempt: AttemptId,
+        cause: Cause,
+        received_bytes: u64,
+    ) -> Result<(), Error> {
+        let step = Step::Broken { epoch: attempt.epoch, cause, received_bytes };
+        ignore_late(self.apply(attempt.transfer, step).await)
+    }
+
+    /// Notes that the client will not, or cannot, deliver.
+    pub async fn refused(self: &Arc<Self>, attempt: AttemptId, step: Step) -> Result<(), Error> {
+        ignore_late(self.apply(attempt.transfer, step).await)
+    }
+
+    /// Returns what it means that the stream of an upload ended by itself. While the client's session lives, it is a
+    /// failed attempt; else the client is lost, which is nobody's fault.
+    pub fn cause_of_cut(&self, transfer: &Transfer) -> Cause {
+        let session = self.sessions.find(&transfer.client);
+        let is_alive = session.is_some_and(|s| Some(s.instance) == transfer.instance);
+        if is_alive {
+            let detail = "the upload ended before its Finish".to_owned();
+            Cause::Failed { reason: FailReason::Io, detail }
+        } else {
+            Cause::ClientLost
+        }
+    }
+}
+
+/// A step that comes too late changes nothing, and is no error.
+pub(in crate::server) fn ignore_late<T>(applied: Result<T, Error>) -> Result<(), Error> {
+    match applied {
+        Ok(_) | Err(Error::Step(_)) => Ok(()),
+        Err(err) => Err(err),
+    }
+}
+
+/// An older upload of the same transfer has this long to let go of its partial file.
+const OLDER_UPLOAD_WAIT: Duration = Duration::from_secs(15);

@@ -1,0 +1,120 @@
+//! What a server does before it listens, and now and then while it runs: it settles what the last life left half done,
+//! and lets go of what is overdue or too old.
+
+use std::sync::Arc;
+
+use super::{Coordinator, attempt_of, attempts::ignore_late};
+use crate::{
+    ids::{TransferId, UnixMs},
+    limits,
+    server::{error::Error, store::TransferFilter},
+    transfer::{Cause, Content, State, Step, Transfer},
+};
+
+impl Coordinator {
+    /// Brings records and disk in line after a start: nothing runs yet.
+    pub async fn repair(self: &Arc<Self>) -> Result<(), Error> {
+        let states = vec![State::Offered, State::Receiving, State::Verifying];
+        let filter = TransferFilter { client: None, states };
+        // Each step takes its transfer out of these states, so the first page is always the rest.
+        loop {
+            let page = self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await?;
+            if page.is_empty() {
+                break;
+            }
+            for transfer in page {
+                self.repair_attempt(&transfer).await?;
+            }
+        }
+        let partials = self.on_disk(|landing| landing.discard_all()).await?;
+        let removed = self.remove_unwanted().await?;
+        tracing::info!(partials, removed, "repaired what the last run left");
+        Ok(())
+    }
+
+    async fn repair_attempt(self: &Arc<Self>, transfer: &Transfer) -> Result<(), Error> {
+        let attempt = attempt_of(transfer);
+        let epoch = transfer.epoch;
+        if transfer.state == State::Verifying
+            && self.on_disk(move |landing| landing.is_published(attempt)).await?
+        {
+            // Only a verified, synced file gets this name: all that is missing is the record.
+            self.apply(transfer.id, Step::Published { epoch }).await?;
+            return Ok(());
+        }
+        let step = Step::Broken { epoch, cause: Cause::ServerStopped, received_bytes: 0 };
+        self.apply(transfer.id, step).await?;
+        Ok(())
+    }
+
+    /// Removes files that no record wants: deleted on request when the server stopped before it was done, or of an
+    /// attempt that was never recorded as published. A file without any record is left alone, and told.
+    async fn remove_unwanted(&self) -> Result<u64, Error> {
+        let mut removed = 0;
+        for attempt in self.on_disk(|landing| landing.published()).await? {
+            match self.store.transfer(attempt.transfer).await? {
+                Some(t) if t.content == Content::Kept && t.epoch == attempt.epoch => {}
+                Some(_) => {
+                    self.on_disk(move |landing| landing.remove(attempt)).await?;
+                    removed += 1;
+                }
+                None => tracing::warn!(name = %attempt, "a landed file has no record; left alone"),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Lets go of offers that were not taken up, and of transfers whose deadline has passed.
+    pub async fn sweep(self: &Arc<Self>) -> Result<(), Error> {
+        let now = UnixMs::now();
+        let offered_before = now.minus(limits::OFFER_WAIT);
+        for transfer in self.store.overdue(now, offered_before, limits::PAGE_SIZE_MAX).await? {
+            if transfer.deadline <= now {
+                let ended = self.apply(transfer.id, Step::DeadlinePassed).await;
+                if ended.is_ok() {
+                    self.stop_attempt(&transfer);
+                }
+                ignore_late(ended)?;
+            } else {
+                let step = Step::OfferExpired { epoch: transfer.epoch };
+                ignore_late(self.apply(transfer.id, step).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes when the live clients were last heard.
+    pub async fn flush_seen(&self) -> Result<(), Error> {
+        let seen = self.sessions.seen();
+        if seen.is_empty() { Ok(()) } else { Ok(self.store.note_seen(&seen).await?) }
+    }
+
+    /// Deletes bytes and events beyond what is to be kept.
+    pub async fn retain(self: &Arc<Self>) -> Result<(), Error> {
+        let now = UnixMs::now();
+        let before = self.retention.keep.map(|keep| now.minus(keep));
+        if before.is_some() || self.retention.keep_bytes.is_some() {
+            let bytes_max = self.retention.keep_bytes;
+            let limit = limits::PAGE_SIZE_MAX;
+            for transfer in self.store.expired_content(before, bytes_max, limit).await? {
+                self.expire(transfer.id).await?;
+            }
+        }
+        let dropped = self
+            .store
+            .prune_events(now.minus(limits::EVENTS_KEEP), limits::EVENTS_KEEP_MAX)
+            .await?;
+        if dropped > 0 {
+            tracing::debug!(dropped, "dropped old events");
+        }
+        Ok(())
+    }
+
+    async fn expire(self: &Arc<Self>, id: TransferId) -> Result<(), Error> {
+        let deleted = self.delete(id).await;
+        if deleted.is_ok() {
+            tracing::info!(transfer_id = %id, "deleted a landed file that is past what is kept");
+        }
+        ignore_late(deleted)
+    }
+}

@@ -1,0 +1,326 @@
+//! Where files land: the only place of the server that makes, syncs, renames and removes them.
+//!
+//! ```text
+//! files/partial/<transfer>.<epoch>   while it is received
+//! files/<xx>/<transfer>.<epoch>      whole, verified, on stable storage; xx: the id's last two digits
+//! ```
+//!
+//! Every name is made of ids that the server made, and every call is relative to a directory that is held open, so no
+//! text of a client can become a path. A name carries its epoch, so an older attempt cannot touch what a newer one
+//! wrote. All calls block: they belong on a blocking thread.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{self, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags},
+    io::Errno,
+};
+
+use crate::ids::{AttemptId, Epoch};
+
+/// A call of the landing failed; what it was about is in the text, for our own log only.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {name}")]
+pub struct LandingError {
+    action: &'static str,
+    name: String,
+    source: io::Error,
+}
+
+impl LandingError {
+    /// The name is taken, by a file that is whole.
+    pub fn is_exists(&self) -> bool {
+        self.source.kind() == io::ErrorKind::AlreadyExists
+    }
+
+    /// There is no such file.
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == io::ErrorKind::NotFound
+    }
+}
+
+/// The calls that change the disk. A test puts one in between that fails at its n-th call.
+pub trait Disk: Send + Sync + 'static {
+    fn create_new(&self, dir: &OwnedFd, name: &str) -> io::Result<File> {
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
+    /// Reserves space beyond what is written; the size stays what was written.
+    fn reserve(&self, file: &File, bytes: u64) -> io::Result<()> {
+        match fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+            // Not every file system can; then the writes will tell.
+            Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(data, offset)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    /// Renames, unless the new name is taken.
+    fn rename(&self, old: (&OwnedFd, &str), new: (&OwnedFd, &str)) -> io::Result<()> {
+        Ok(fs::renameat_with(old.0, old.1, new.0, new.1, RenameFlags::NOREPLACE)?)
+    }
+
+    fn sync_dir(&self, dir: &OwnedFd) -> io::Result<()> {
+        Ok(fs::fsync(dir)?)
+    }
+
+    fn remove(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(dir, name, AtFlags::empty())?)
+    }
+
+    fn make_dir(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        match fs::mkdirat(dir, name, Mode::RWXU) {
+            Err(Errno::EXIST) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+}
+
+/// The disk as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {}
+
+/// The directory of files, held open.
+pub struct Landing {
+    disk: Box<dyn Disk>,
+    path: PathBuf,
+    root: OwnedFd,
+    partial: OwnedFd,
+}
+
+impl Landing {
+    /// Opens the directory at `path`, and makes it (0700) if it is not there.
+    pub fn open(path: &Path) -> Result<Self, LandingError> {
+        Self::open_on(path, Box::new(RealDisk))
+    }
+
+    /// Like [`Landing::open`], on another disk.
+    pub fn open_on(path: &Path, disk: Box<dyn Disk>) -> Result<Self, LandingError> {
+        let name = path.display().to_string();
+        let failed = |action, source| LandingError { action, name: name.clone(), source };
+        make_private_dir(path).map_err(|err| failed("make", err))?;
+        // Absolute, so that the location that operators are shown means the same everywhere.
+        let path = path.canonicalize().map_err(|err| failed("resolve", err))?;
+        let root = open_dir(fs::CWD, &path).map_err(|err| failed("open", err))?;
+        disk.make_dir(&root, PARTIAL).map_err(|err| failed("make a directory in", err))?;
+        let partial = open_dir(&root, PARTIAL).map_err(|err| failed("open a directory in", err))?;
+        disk.sync_dir(&root).map_err(|err| failed("sync", err))?;
+        Ok(Self { disk, path, root, partial })
+    }
+
+    /// Begins the partial file of an attempt, with space reserved for `size` bytes.
+    pub fn begin(&self, attempt: AttemptId, size: u64) -> Result<Partial, LandingError> {
+        let name = attempt.to_string();
+        let failed = |action, source| LandingError { action, name: name.clone(), source };
+        let file =
+            self.disk.create_new(&self.partial, &name).map_err(|err| failed("create", err))?;
+        let partial = Partial { file, attempt, written: 0 };
+        if size > 0
+            && let Err(err) = self.disk.reserve(&partial.file, size)
+        {
+            let err = failed("reserve space for", err);
+            self.discard_after(attempt, &err);
+            return Err(err);
+        }
+        Ok(partial)
+    }
+
+    /// Appends to a partial file.
+    pub fn append(&self, partial: &mut Partial, data: &[u8]) -> Result<(), LandingError> {
+        self.disk
+            .write_at(&partial.file, data, partial.written)
+            .map_err(|source| partial.failed("write", source))?;
+        partial.written += data.len() as u64;
+        Ok(())
+    }
+
+    /// Publishes a whole, verified file under its final name. When this returns, data, size and name are on stable
+    /// storage. After an error the partial file is gone, or, if its name could not be synced, the final one is.
+    pub fn publish(&self, partial: &Partial) -> Result<(), LandingError> {
+        let name = partial.attempt.to_string();
+        self.disk
+            .sync_data(&partial.file)
+            .map_err(|source| partial.failed("sync the data of", source))?;
+        let shard = shard(&name);
+        self.disk
+            .make_dir(&self.root, shard)
+            .map_err(|source| partial.failed("make the directory of", source))?;
+        let dir = open_dir(&self.root, shard)
+            .map_err(|source| partial.failed("open the directory of", source))?;
+        self.disk
+            .rename((&self.partial, &name), (&dir, &name))
+            .map_err(|source| partial.failed("rename", source))?;
+        // The name itself, the directory that may be new, and the one it left.
+        let synced =
+            [&dir, &self.root, &self.partial].into_iter().try_for_each(|d| self.disk.sync_dir(d));
+        if let Err(source) = synced {
+            let err = partial.failed("sync the directory of", source);
+            // It is not known to be durable, so it must not be found.
+            if let Err(source) = self.disk.remove(&dir, &name) {
+                tracing::error!(error = %source, name, "could not take back a file that was not synced");
+            }
+            return Err(err);
+        }
+        Ok(())
+    }
+
+    /// Removes the partial file of an attempt, if there is one.
+    pub fn discard(&self, attempt: AttemptId) -> Result<(), LandingError> {
+        remove(self.disk.as_ref(), &self.partial, &attempt.to_string())
+    }
+
+    /// Removes the partial file of an attempt that failed for another reason, which is the one to tell.
+    fn discard_after(&self, attempt: AttemptId, cause: &LandingError) {
+        if let Err(err) = self.discard(attempt) {
+            tracing::error!(error = %err, cause = %cause, "could not remove a partial file");
+        }
+    }
+
+    /// Removes a published file, if it is there.
+    pub fn remove(&self, attempt: AttemptId) -> Result<(), LandingError> {
+        let name = attempt.to_string();
+        match open_dir(&self.root, shard(&name)) {
+            Ok(dir) => remove(self.disk.as_ref(), &dir, &name),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(LandingError { action: "open the directory of", name, source }),
+        }
+    }
+
+    /// Opens a published file for reading.
+    pub fn read(&self, attempt: AttemptId) -> Result<File, LandingError> {
+        let name = attempt.to_string();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match fs::openat(&self.root, format!("{}/{name}", shard(&name)), flags, Mode::empty()) {
+            Ok(file) => Ok(file.into()),
+            Err(err) => Err(LandingError { action: "open", name, source: err.into() }),
+        }
+    }
+
+    /// Returns whether a file of this attempt is published.
+    pub fn is_published(&self, attempt: AttemptId) -> Result<bool, LandingError> {
+        match self.read(attempt) {
+            Ok(_) => Ok(true),
+            Err(err) if err.is_not_found() => Ok(false),
+            Err(err) => Err(err),
+        }
+    }
+
+    /// Returns where the published file of an attempt is, for people.
+    pub fn location(&self, attempt: AttemptId) -> PathBuf {
+        let name = attempt.to_string();
+        self.path.join(shard(&name)).join(name)
+    }
+
+    /// Removes every partial file: a server that begins has no attempt running. Returns how many there were.
+    pub fn discard_all(&self) -> Result<u64, LandingError> {
+        let mut removed = 0;
+        for name in self.names(&self.partial)? {
+            remove(self.disk.as_ref(), &self.partial, &name)?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Returns every published file.
+    pub fn published(&self) -> Result<Vec<AttemptId>, LandingError> {
+        let mut all = Vec::new();
+        for name in self.names(&self.root)?.into_iter().filter(|name| name.len() == SHARD_LEN) {
+            let dir = open_dir(&self.root, &name).map_err(|source| LandingError {
+                action: "open",
+                name,
+                source,
+            })?;
+            all.extend(self.names(&dir)?.iter().filter_map(|name| parse_name(name)));
+        }
+        Ok(all)
+    }
+
+    fn names(&self, dir: &OwnedFd) -> Result<Vec<String>, LandingError> {
+        let failed = |err: Errno| LandingError {
+            action: "list",
+            name: self.path.display().to_string(),
+            source: err.into(),
+        };
+        let mut names = Vec::new();
+        for entry in fs::Dir::read_from(dir).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            // A name that is not text is none of ours.
+            if let Ok(name) = entry.file_name().to_str()
+                && !name.starts_with('.')
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+}
+
+impl std::fmt::Debug for Landing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Landing").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// A file that is being received. Its name is not visible to operators.
+#[derive(Debug)]
+pub struct Partial {
+    file: File,
+    attempt: AttemptId,
+    written: u64,
+}
+
+impl Partial {
+    fn failed(&self, action: &'static str, source: io::Error) -> LandingError {
+        LandingError { action, name: self.attempt.to_string(), source }
+    }
+}
+
+const PARTIAL: &str = "partial";
+const SHARD_LEN: usize = 2;
+
+/// Returns the directory of a published file: the last two digits of its transfer's id, which are random.
+fn shard(name: &str) -> &str {
+    let id = name.split('.').next().unwrap_or(name);
+    &id[id.len().saturating_sub(SHARD_LEN)..]
+}
+
+fn parse_name(name: &str) -> Option<AttemptId> {
+    let (id, epoch) = name.split_once('.')?;
+    Some(AttemptId { transfer: id.parse().ok()?, epoch: Epoch(epoch.parse().ok()?) })
+}
+
+fn remove(disk: &dyn Disk, dir: &OwnedFd, name: &str) -> Result<(), LandingError> {
+    match disk.remove(dir, name) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => {
+            done.map_err(|source| LandingError { action: "remove", name: name.to_owned(), source })
+        }
+    }
+}
+
+fn open_dir(at: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(fs::openat(at, name, flags, Mode::empty())?)
+}
+
+/// Makes a directory that only its owner may enter, and those above it.
+pub fn make_private_dir(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}

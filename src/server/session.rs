@@ -1,0 +1,318 @@
+//! One life of a `Connect` stream, on the server: it answers heartbeats, sends commands that it claims from the queue,
+//! passes reports on, and knows when the client is gone. The session ends its own stream.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until, timeout},
+};
+use tonic::{Status, Streaming};
+
+use super::{
+    coordinator::{Coordinator, attempt_of},
+    error::Error,
+    metrics::Ongoing,
+    sessions::Session,
+    store::Claim,
+};
+use crate::{
+    ids::{UnixMs, bounded},
+    limits,
+    status::Reason,
+    transfer::Transfer,
+    wire::{
+        proto::{ClientMessage, ServerMessage},
+        session::{Command, FromClient, FromServer, WireError},
+    },
+};
+
+/// What a session sends.
+pub type Outbox = mpsc::Sender<Result<ServerMessage, Status>>;
+
+/// Serves one `Connect` stream from its Hello to its end.
+pub async fn serve(
+    coordinator: Arc<Coordinator>,
+    mut inbound: Streaming<ClientMessage>,
+    outbox: Outbox,
+    address: String,
+) {
+    match open(&coordinator, &mut inbound, address).await {
+        Ok((session, jobs_max)) => {
+            let span = crate::telemetry::session_span(&session.client, session.epoch);
+            let link = Link::new(coordinator, session, jobs_max, inbound, outbox);
+            tracing::Instrument::instrument(link.run(), span).await;
+        }
+        Err(err) => {
+            tracing::info!(reason = err.reason().as_str(), text = ?err.peer_text(), "refused a session");
+            // A peer that has gone needs no answer.
+            drop(outbox.send(Err(err.into_status())).await);
+        }
+    }
+}
+
+async fn open(
+    coordinator: &Arc<Coordinator>,
+    inbound: &mut Streaming<ClientMessage>,
+    address: String,
+) -> Result<(Arc<Session>, u32), Error> {
+    let first = timeout(limits::HELLO_WAIT, inbound.message()).await;
+    let refused = |text: &str| Error::refused(Reason::OutOfOrder, text);
+    let message = match first {
+        Err(_) => return Err(refused("no Hello came in time")),
+        Ok(Err(_) | Ok(None)) => return Err(refused("the stream ended before its Hello")),
+        Ok(Ok(Some(message))) => message,
+    };
+    let malformed = |err: WireError| Error::refused(Reason::InvalidArgument, err.to_string());
+    let FromClient::Hello(hello) = message.try_into().map_err(malformed)? else {
+        return Err(refused("a session begins with its Hello"));
+    };
+    if coordinator.shutdown.draining().is_cancelled() {
+        return Err(Error::refused(Reason::Draining, "the server is shutting down"));
+    }
+    let jobs_max = hello.jobs_max;
+    Ok((coordinator.open_session(hello, address).await?, jobs_max))
+}
+
+/// The session's two halves, and what it remembers.
+struct Link {
+    coordinator: Arc<Coordinator>,
+    session: Arc<Session>,
+    jobs_max: u32,
+    inbound: Streaming<ClientMessage>,
+    outbox: Outbox,
+    /// When the queue is looked at without a ring.
+    claim_at: Instant,
+    /// When the client counts as gone.
+    silent_at: Instant,
+    quota: Quota,
+    _open: Ongoing,
+}
+
+/// Why a session ends.
+#[derive(Debug)]
+enum End {
+    /// The client ended it.
+    Closed,
+    Goodbye(String),
+    Silent,
+    /// It does not read what it is sent.
+    Stuck,
+    Superseded,
+    Draining,
+    Refused(Error),
+}
+
+impl Link {
+    fn new(
+        coordinator: Arc<Coordinator>,
+        session: Arc<Session>,
+        jobs_max: u32,
+        inbound: Streaming<ClientMessage>,
+        outbox: Outbox,
+    ) -> Self {
+        let now = Instant::now();
+        let silent_at = now + coordinator.sessions.silence_max();
+        Self {
+            _open: coordinator.metrics.session_opened(),
+            coordinator,
+            session,
+            jobs_max,
+            inbound,
+            outbox,
+            claim_at: now,
+            silent_at,
+            quota: Quota::new(now),
+        }
+    }
+
+    async fn run(mut self) {
+        tracing::info!(
+            host = ?self.session.host_name, address = self.session.address,
+            instance = self.session.instance.short(), "client connected"
+        );
+        let end = match self.welcome() {
+            Ok(()) => self.serve().await,
+            Err(end) => end,
+        };
+        self.farewell(&end);
+        let reason = if let End::Goodbye(reason) = &end { reason } else { "" };
+        tracing::info!(why = ?end, ?reason, "client disconnected");
+        if let Err(err) = self.coordinator.close_session(&self.session).await {
+            // The sweeper finds what it left OFFERED.
+            err.log();
+        }
+        if let End::Refused(err) = end {
+            drop(self.outbox.try_send(Err(err.into_status())));
+        }
+    }
+
+    fn welcome(&mut self) -> Result<(), End> {
+        let heartbeat = self.coordinator.sessions.heartbeat();
+        let silence = heartbeat * limits::SERVER_SILENCE_PERCENT / 100;
+        self.send(FromServer::Welcome { session: self.session.epoch, heartbeat, silence })
+    }
+
+    async fn serve(&mut self) -> End {
+        loop {
+            let step = tokio::select! {
+                message = self.inbound.message() => self.take(message).await,
+                () = self.session.bell.notified() => self.act().await,
+                () = sleep_until(self.claim_at) => self.act().await,
+                () = sleep_until(self.silent_at) => Err(End::Silent),
+                () = self.session.superseded.cancelled() => Err(End::Superseded),
+                () = self.coordinator.shutdown.draining().cancelled() => Err(End::Draining),
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    async fn take(&mut self, message: Result<Option<ClientMessage>, Status>) -> Result<(), End> {
+        let message = match message {
+            Ok(Some(message)) => message,
+            Ok(None) => return Err(End::Closed),
+            Err(status) => {
+                tracing::debug!(code = ?status.code(), "a session was cut");
+                return Err(End::Closed);
+            }
+        };
+        self.session.note_heard();
+        self.silent_at = Instant::now() + self.coordinator.sessions.silence_max();
+        self.quota.spend().map_err(End::Refused)?;
+        let refused =
+            |err: WireError| End::Refused(Error::refused(Reason::InvalidArgument, err.to_string()));
+        match message.try_into().map_err(refused)? {
+            FromClient::Hello(_) => {
+                Err(End::Refused(Error::refused(Reason::OutOfOrder, "a second Hello")))
+            }
+            FromClient::Heartbeat { seq, .. } => self.send(FromServer::HeartbeatAck { seq }),
+            FromClient::Reply { attempt, verdict } => {
+                let done = self.coordinator.replied(&self.session, attempt, verdict).await;
+                self.note(done)
+            }
+            FromClient::Report(report) => {
+                let attempt = report.attempt;
+                let done = self.coordinator.reported(&self.session, report).await;
+                if done.as_ref().is_err_and(is_passing) {
+                    // Not acknowledged: the client sends it again in its next session.
+                    return self.note(done);
+                }
+                self.note(done)?;
+                self.send(FromServer::ReportAck(attempt))
+            }
+            FromClient::Goodbye { reason } => Err(End::Goodbye(reason)),
+            FromClient::Unknown => Ok(()),
+        }
+    }
+
+    /// What a client says of transfers that it does not have is ignored; only our own trouble is worth a line.
+    fn note(&self, done: Result<(), Error>) -> Result<(), End> {
+        if let Err(err) = done {
+            err.log();
+        }
+        Ok(())
+    }
+
+    /// Sends what is to be stopped, then commands, as many as the client takes and the outbox holds.
+    async fn act(&mut self) -> Result<(), End> {
+        while let Some(attempt) = self.session.next_stop() {
+            self.send(FromServer::Stop(attempt))?;
+        }
+        self.claim_at = Instant::now() + limits::CLAIM_POLL;
+        loop {
+            // Never claim what cannot be sent.
+            let Ok(slot) = self.outbox.clone().try_reserve_owned() else { return Ok(()) };
+            match self.coordinator.claim(&self.session, self.jobs_max).await {
+                Ok(Claim::Offered(transfer)) => {
+                    tracing::debug!(transfer_id = %transfer.id, epoch = transfer.epoch.0, "offered");
+                    slot.send(Ok(FromServer::Download(command(&transfer)).into()));
+                }
+                Ok(Claim::Full) => return Ok(()),
+                Ok(Claim::Nothing { next_due }) => {
+                    if let Some(due) = next_due {
+                        let wait = due.since(UnixMs::now()).max(CLAIM_PAUSE_MIN);
+                        self.claim_at = self.claim_at.min(Instant::now() + wait);
+                    }
+                    return Ok(());
+                }
+                Ok(Claim::Fenced) => return Err(End::Superseded),
+                Err(err) => {
+                    err.log();
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn send(&self, message: FromServer) -> Result<(), End> {
+        self.outbox.try_send(Ok(message.into())).map_err(|err| match err {
+            mpsc::error::TrySendError::Full(_) => End::Stuck,
+            mpsc::error::TrySendError::Closed(_) => End::Closed,
+        })
+    }
+
+    /// Tells the client why, if it can still be told.
+    fn farewell(&self, end: &End) {
+        let word = match end {
+            End::Draining => FromServer::Drain { reconnect_after: limits::DRAIN_RECONNECT_AFTER },
+            End::Superseded => {
+                let Some(by) = self.session.successor() else { return };
+                if by.instance == self.session.instance {
+                    // The same process, on a new connection.
+                    return;
+                }
+                FromServer::Superseded {
+                    host_name: bounded(by.host_name.clone(), limits::LABEL_BYTES_MAX),
+                    address: by.address.clone(),
+                    reconnect_after: limits::SUPERSEDED_PAUSE,
+                }
+            }
+            End::Closed | End::Goodbye(_) | End::Silent | End::Stuck | End::Refused(_) => return,
+        };
+        if self.send(word).is_err() {
+            tracing::debug!("the client cannot be told why");
+        }
+    }
+}
+
+/// The same report may be taken later.
+fn is_passing(err: &Error) -> bool {
+    matches!(err, Error::Store(_) | Error::Landing(_) | Error::Internal(_))
+}
+
+fn command(transfer: &Transfer) -> Command {
+    Command {
+        attempt: attempt_of(transfer),
+        path: Ok(transfer.path.clone()),
+        consistency: transfer.consistency,
+        size_max: limits::FILE_BYTES_MAX,
+    }
+}
+
+/// A token bucket over a client's messages.
+struct Quota {
+    left: u32,
+    since: Instant,
+}
+
+impl Quota {
+    fn new(now: Instant) -> Self {
+        Self { left: QUOTA, since: now }
+    }
+
+    fn spend(&mut self) -> Result<(), Error> {
+        if self.since.elapsed() >= QUOTA_PERIOD {
+            *self = Self::new(Instant::now());
+        }
+        let too_many = || Error::refused(Reason::TooMany, "too many messages");
+        self.left = self.left.checked_sub(1).ok_or_else(too_many)?;
+        Ok(())
+    }
+}
+
+const QUOTA_PERIOD: Duration = Duration::from_secs(10);
+const QUOTA: u32 = limits::CLIENT_MESSAGES_PER_SECOND_MAX * 10;
+/// A transfer that is due is not asked for more often than this.
+const CLAIM_PAUSE_MIN: Duration = Duration::from_millis(20);

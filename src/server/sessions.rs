@@ -1,0 +1,216 @@
+//! The clients that hold a session on this server: who is there, when it was last heard, and the bell that makes its
+//! session look at the queue. A bell carries no command: correctness never depends on it being heard.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::view::Presence;
+use crate::{
+    ids::{AttemptId, ClientId, InstanceId, SessionEpoch, UnixMs},
+    limits,
+};
+
+/// The live sessions, one for each client at most.
+#[derive(Debug)]
+pub struct Sessions {
+    heartbeat: Duration,
+    live: Mutex<HashMap<ClientId, Arc<Session>>>,
+}
+
+/// One live session.
+#[derive(Debug)]
+pub struct Session {
+    pub client: ClientId,
+    pub epoch: SessionEpoch,
+    pub instance: InstanceId,
+    pub host_name: String,
+    pub address: String,
+    pub since: UnixMs,
+    /// Rings when there may be something to do.
+    pub bell: Notify,
+    /// Fires when a newer session has taken over; by whom is in `successor`.
+    pub superseded: CancellationToken,
+    successor: Mutex<Option<Arc<Session>>>,
+    /// Attempts that the client must stop.
+    stops: Mutex<VecDeque<AttemptId>>,
+    heard: Mutex<(Instant, UnixMs)>,
+}
+
+impl Session {
+    pub fn new(
+        client: ClientId,
+        epoch: SessionEpoch,
+        instance: InstanceId,
+        host_name: String,
+        address: String,
+    ) -> Self {
+        let now = UnixMs::now();
+        Self {
+            client,
+            epoch,
+            instance,
+            host_name,
+            address,
+            since: now,
+            bell: Notify::new(),
+            superseded: CancellationToken::new(),
+            successor: Mutex::new(None),
+            stops: Mutex::new(VecDeque::new()),
+            heard: Mutex::new((Instant::now(), now)),
+        }
+    }
+
+    /// Notes that the client was heard just now.
+    pub fn note_heard(&self) {
+        *lock(&self.heard) = (Instant::now(), UnixMs::now());
+    }
+
+    pub fn last_seen(&self) -> UnixMs {
+        lock(&self.heard).1
+    }
+
+    /// Asks the session to stop an attempt at the client. When too many wait, the oldest is dropped: the upload itself
+    /// is fenced by its epoch in any case.
+    pub fn stop(&self, attempt: AttemptId) {
+        let mut stops = lock(&self.stops);
+        if stops.len() >= limits::JOBS_MAX as usize {
+            stops.pop_front();
+        }
+        stops.push_back(attempt);
+        self.bell.notify_one();
+    }
+
+    pub fn next_stop(&self) -> Option<AttemptId> {
+        lock(&self.stops).pop_front()
+    }
+
+    pub fn successor(&self) -> Option<Arc<Self>> {
+        lock(&self.successor).clone()
+    }
+}
+
+impl Sessions {
+    /// `heartbeat` is what clients are told; the other deadlines scale with it.
+    pub fn new(heartbeat: Duration) -> Self {
+        Self { heartbeat, live: Mutex::default() }
+    }
+
+    pub fn heartbeat(&self) -> Duration {
+        self.heartbeat
+    }
+
+    /// A client that was not heard for this long is OFFLINE.
+    pub fn silence_max(&self) -> Duration {
+        self.heartbeat * limits::CLIENT_SILENCE_PERCENT / 100
+    }
+
+    /// Enters a session and supersedes the older one of the client. An older session than the live one is returned
+    /// as an error, with the live one.
+    pub fn enter(&self, session: Arc<Session>) -> Result<Option<Arc<Session>>, Arc<Session>> {
+        let mut live = lock(&self.live);
+        if let Some(other) = live.get(&session.client)
+            && other.epoch >= session.epoch
+        {
+            return Err(Arc::clone(other));
+        }
+        let older = live.insert(session.client.clone(), Arc::clone(&session));
+        if let Some(older) = &older {
+            *lock(&older.successor) = Some(session);
+            older.superseded.cancel();
+        }
+        Ok(older)
+    }
+
+    /// Takes a session out, if it is still the live one. Returns whether it was.
+    pub fn leave(&self, session: &Session) -> bool {
+        let mut live = lock(&self.live);
+        let is_live = live.get(&session.client).is_some_and(|other| other.epoch == session.epoch);
+        if is_live {
+            live.remove(&session.client);
+        }
+        is_live
+    }
+
+    pub fn find(&self, client: &ClientId) -> Option<Arc<Session>> {
+        lock(&self.live).get(client).cloned()
+    }
+
+    /// Makes the client's session look at the queue, if it has one here.
+    pub fn wake(&self, client: &ClientId) {
+        if let Some(session) = self.find(client) {
+            session.bell.notify_one();
+        }
+    }
+
+    pub fn count(&self) -> usize {
+        lock(&self.live).len()
+    }
+
+    /// Returns when each live client was last heard.
+    pub fn seen(&self) -> Vec<(ClientId, UnixMs)> {
+        let sessions: Vec<_> = lock(&self.live).values().cloned().collect();
+        sessions.into_iter().map(|session| (session.client.clone(), session.last_seen())).collect()
+    }
+
+    /// Returns how many clients are online, and how many are stale.
+    pub fn presences(&self) -> (u64, u64) {
+        let sessions: Vec<_> = lock(&self.live).values().cloned().collect();
+        let online = |s: &Arc<Session>| self.presence_of(s) == Presence::Online;
+        let online = sessions.iter().filter(|session| online(session)).count() as u64;
+        (online, sessions.len() as u64 - online)
+    }
+
+    pub fn presence_of(&self, session: &Session) -> Presence {
+        let silent = lock(&session.heard).0.elapsed();
+        if silent < self.heartbeat * limits::CLIENT_STALE_PERCENT / 100 {
+            Presence::Online
+        } else {
+            Presence::Stale
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Nothing that holds one of these can leave it half changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn session(epoch: u64) -> Arc<Session> {
+        let client = "c".parse().expect("an id");
+        let address = "127.0.0.1:1".to_owned();
+        let instance = InstanceId::generate();
+        Arc::new(Session::new(client, SessionEpoch(epoch), instance, "host".to_owned(), address))
+    }
+
+    #[test]
+    fn a_superseded_session_cannot_take_its_successor_out() {
+        let sessions = Sessions::new(limits::HEARTBEAT);
+        let (old, new) = (session(1), session(2));
+        sessions.enter(Arc::clone(&old)).expect("entered");
+        sessions.enter(Arc::clone(&new)).expect("entered");
+
+        assert!(old.superseded.is_cancelled() && !new.superseded.is_cancelled());
+        assert!(!sessions.leave(&old), "the older one is not the live one");
+        assert_eq!(sessions.find(&new.client).map(|s| s.epoch), Some(SessionEpoch(2)));
+        assert!(sessions.leave(&new));
+        assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn an_older_session_does_not_replace_a_newer_one() {
+        let sessions = Sessions::new(limits::HEARTBEAT);
+        sessions.enter(session(2)).expect("entered");
+        assert!(sessions.enter(session(1)).is_err());
+        assert_eq!(sessions.count(), 1);
+    }
+}

@@ -1,0 +1,102 @@
+//! The table of clients: sessions and when they were last seen.
+
+use std::collections::BTreeMap;
+
+use sqlx::{AssertSqlSafe, QueryBuilder, SqliteConnection, SqlitePool};
+
+use super::rows;
+use crate::{
+    ids::{ClientId, SessionEpoch, UnixMs},
+    server::store::{ClientRecord, SessionOpening, StoreError},
+};
+
+pub(super) async fn open_session(
+    tx: &mut SqliteConnection,
+    opening: &SessionOpening,
+    at: UnixMs,
+) -> Result<SessionEpoch, StoreError> {
+    let known = "SELECT session_epoch, last_seen_ms FROM clients WHERE id = $1";
+    let known = sqlx::query(known).bind(opening.client.as_str()).fetch_optional(&mut *tx).await?;
+    let (epoch, last_seen) = match &known {
+        Some(row) => (rows::number(row, "session_epoch")?, rows::column(row, "last_seen_ms")?),
+        None => (0, at.0),
+    };
+    let epoch = SessionEpoch(epoch + 1);
+    sqlx::query(
+        "INSERT INTO clients (id, session_epoch, instance, jobs_max, version, host_name, os,
+            address, allowed_roots, first_seen_ms, last_seen_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+         ON CONFLICT (id) DO UPDATE SET session_epoch = excluded.session_epoch,
+            instance = excluded.instance, jobs_max = excluded.jobs_max,
+            version = excluded.version, host_name = excluded.host_name, os = excluded.os,
+            address = excluded.address, allowed_roots = excluded.allowed_roots,
+            last_seen_ms = excluded.last_seen_ms",
+    )
+    .bind(opening.client.as_str())
+    .bind(rows::big(epoch.0)?)
+    .bind(opening.instance.secret_text())
+    .bind(i64::from(opening.jobs_max))
+    .bind(&opening.version)
+    .bind(&opening.host_name)
+    .bind(&opening.os)
+    .bind(&opening.address)
+    .bind(rows::json(&opening.allowed_roots)?)
+    .bind(at.0)
+    .bind(last_seen.max(at.0))
+    .execute(tx)
+    .await?;
+    Ok(epoch)
+}
+
+pub(super) async fn note_seen(
+    tx: &mut SqliteConnection,
+    seen: &[(ClientId, UnixMs)],
+) -> Result<(), StoreError> {
+    // One row for each client: of two rows, the statement below would take any.
+    let mut latest = BTreeMap::new();
+    for (client, at) in seen {
+        let noted = latest.entry(client.as_str()).or_insert(at.0);
+        *noted = at.0.max(*noted);
+    }
+    let latest: Vec<_> = latest.into_iter().collect();
+    for part in latest.chunks(SEEN_PER_STATEMENT) {
+        let mut update = QueryBuilder::new("UPDATE clients SET last_seen_ms = seen.column2 FROM (");
+        update.push_values(part, |mut row, &(client, at)| {
+            row.push_bind(client).push_bind(at);
+        });
+        update.push(
+            ") AS seen WHERE clients.id = seen.column1 AND clients.last_seen_ms < seen.column2",
+        );
+        update.build().persistent(false).execute(&mut *tx).await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn one(
+    readers: &SqlitePool,
+    id: &ClientId,
+) -> Result<Option<ClientRecord>, StoreError> {
+    let sql = AssertSqlSafe(format!("{} WHERE c.id = $1", rows::CLIENT));
+    let row = sqlx::query(sql).bind(id.as_str()).fetch_optional(readers).await?;
+    row.as_ref().map(rows::client).transpose()
+}
+
+pub(super) async fn page(
+    readers: &SqlitePool,
+    after: Option<&ClientId>,
+    limit: u32,
+) -> Result<Vec<ClientRecord>, StoreError> {
+    // No id is empty: every one comes after the empty text.
+    let sql = AssertSqlSafe(format!("{} WHERE c.id > $1 ORDER BY c.id LIMIT $2", rows::CLIENT));
+    let after = after.map_or("", ClientId::as_str);
+    let page = sqlx::query(sql).bind(after).bind(i64::from(limit)).fetch_all(readers).await?;
+    page.iter().map(rows::client).collect()
+}
+
+/// Two values each; SQLite takes 32,766 in a statement.
+const SEEN_PER_STATEMENT: usize = 500;
+
+pub(super) async fn known(readers: &SqlitePool) -> Result<u64, StoreError> {
+    let row = sqlx::query("SELECT COUNT(*) AS count FROM clients").fetch_one(readers).await?;
+    rows::number(&row, "count")
+}

@@ -1,0 +1,104 @@
+//! The table of events: every change of a transfer, in one order.
+
+use sqlx::{SqliteConnection, SqlitePool};
+
+use super::rows;
+use crate::{
+    ids::UnixMs,
+    limits,
+    server::store::{Event, Events, StoreError},
+    transfer::Transfer,
+};
+
+/// Writes the event of `transfer`'s latest change.
+pub(super) async fn write(
+    tx: &mut SqliteConnection,
+    transfer: &Transfer,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "INSERT INTO events (transfer_id, revision, at_ms, is_final, snapshot)
+         VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(transfer.id.to_string())
+    .bind(rows::big(transfer.revision)?)
+    .bind(transfer.updated.0)
+    .bind(transfer.state.is_final())
+    .bind(rows::json(transfer)?)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn last(readers: &SqlitePool) -> Result<u64, StoreError> {
+    // The latest event may have been dropped.
+    let row = sqlx::query(
+        "SELECT MAX(last) AS last FROM (
+            SELECT pruned_through AS last FROM meta UNION ALL SELECT MAX(seq) FROM events) AS both",
+    );
+    rows::number(&row.fetch_one(readers).await?, "last")
+}
+
+pub(super) async fn after(
+    readers: &SqlitePool,
+    seq: u64,
+    limit: u32,
+) -> Result<Events, StoreError> {
+    // One transaction: between the two statements, events could be dropped.
+    let mut reader = readers.begin().await?;
+    let meta = sqlx::query("SELECT pruned_through FROM meta").fetch_one(&mut *reader).await?;
+    if seq < rows::number(&meta, "pruned_through")? {
+        return Ok(Events::Pruned);
+    }
+    let found =
+        sqlx::query("SELECT seq, snapshot FROM events WHERE seq > $1 ORDER BY seq LIMIT $2")
+            .bind(i64::try_from(seq).unwrap_or(i64::MAX))
+            .bind(i64::from(limit))
+            .fetch_all(&mut *reader)
+            .await?;
+    let event = |row| {
+        Ok(Event { seq: rows::number(row, "seq")?, transfer: rows::parsed(row, "snapshot")? })
+    };
+    found.iter().map(event).collect::<Result<_, StoreError>>().map(Events::After)
+}
+
+/// Returns the greatest seq that is beyond the `keep_max` latest events of ended transfers; zero if there is none.
+pub(super) async fn keep_after(readers: &SqlitePool, keep_max: u64) -> Result<i64, StoreError> {
+    let keep_max = i64::try_from(keep_max).unwrap_or(i64::MAX);
+    let count = sqlx::query("SELECT COUNT(*) AS count FROM events").fetch_one(readers).await?;
+    if rows::column::<i64>(&count, "count")? <= keep_max {
+        return Ok(0);
+    }
+    let row = sqlx::query(
+        "SELECT e.seq FROM events e JOIN transfers t ON t.id = e.transfer_id
+         WHERE t.ended_ms IS NOT NULL ORDER BY e.seq DESC LIMIT 1 OFFSET $1",
+    );
+    let row = row.bind(keep_max).fetch_optional(readers).await?;
+    row.as_ref().map_or(Ok(0), |row| rows::column(row, "seq"))
+}
+
+/// Drops the oldest `limits::PRUNE_EVENTS_MAX` events of ended transfers that are before `before` or not after
+/// `keep_after`. Returns how many they were.
+pub(super) async fn prune(
+    tx: &mut SqliteConnection,
+    before: UnixMs,
+    keep_after: i64,
+) -> Result<u64, StoreError> {
+    let oldest = sqlx::query(
+        "SELECT MAX(seq) AS last FROM (
+            SELECT e.seq FROM events e JOIN transfers t ON t.id = e.transfer_id
+            WHERE (e.at_ms < $1 OR e.seq <= $2) AND t.ended_ms IS NOT NULL
+            ORDER BY e.seq LIMIT $3) AS oldest",
+    );
+    let oldest = oldest.bind(before.0).bind(keep_after).bind(rows::big(limits::PRUNE_EVENTS_MAX)?);
+    let oldest = oldest.fetch_one(&mut *tx).await?;
+    let Some(last) = rows::column::<Option<i64>>(&oldest, "last")? else { return Ok(0) };
+    let dropped = sqlx::query(
+        "DELETE FROM events WHERE seq <= $1 AND (at_ms < $2 OR seq <= $3)
+            AND EXISTS (SELECT 1 FROM transfers t
+                WHERE t.id = events.transfer_id AND t.ended_ms IS NOT NULL)",
+    );
+    let dropped = dropped.bind(last).bind(before.0).bind(keep_after).execute(&mut *tx).await?;
+    let horizon = sqlx::query("UPDATE meta SET pruned_through = $1 WHERE pruned_through < $1");
+    horizon.bind(last).execute(tx).await?;
+    Ok(dropped.rows_affected())
+}

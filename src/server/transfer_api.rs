@@ -1,0 +1,87 @@
+//! `fts.v1.FileTransfer`, as clients call it: decode, call, encode.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
+
+use super::{
+    coordinator::Coordinator,
+    error::Error,
+    ingest::{self, Received},
+    session,
+};
+use crate::{
+    limits,
+    wire::{
+        proto::{
+            ClientMessage, Range, Receipt, ServerMessage, UploadFileRequest, UploadFileResponse,
+            file_transfer_server::FileTransfer, receipt,
+        },
+        session::Header,
+    },
+};
+
+/// The service; clones share the coordinator.
+#[derive(Clone)]
+pub struct TransferApi {
+    coordinator: Arc<Coordinator>,
+}
+
+impl TransferApi {
+    pub fn new(coordinator: Arc<Coordinator>) -> Self {
+        Self { coordinator }
+    }
+}
+
+#[tonic::async_trait]
+impl FileTransfer for TransferApi {
+    type ConnectStream = ReceiverStream<Result<ServerMessage, Status>>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<ClientMessage>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let address = request.remote_addr().map_or_else(String::new, |addr| addr.to_string());
+        let (outbox, stream) = mpsc::channel(limits::OUTBOX_MAX);
+        let coordinator = Arc::clone(&self.coordinator);
+        let serve = session::serve(coordinator, request.into_inner(), outbox, address);
+        // It ends with its stream, and the shutdown waits for it.
+        drop(self.coordinator.shutdown.spawn(serve));
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn upload_file(
+        &self,
+        request: Request<Streaming<UploadFileRequest>>,
+    ) -> Result<Response<UploadFileResponse>, Status> {
+        let span = tracing::info_span!("transfer", transfer_id = tracing::field::Empty);
+        let coordinator = Arc::clone(&self.coordinator);
+        // A task of its own: when the call is dropped, it still notes how the attempt ended.
+        let receive = ingest::receive(coordinator, request.into_inner()).instrument(span);
+        let received = self.coordinator.shutdown.spawn(receive).await;
+        let received = received.unwrap_or_else(|err| Err(Error::Internal(err.to_string())));
+        let (header, received) = received.map_err(Error::into_status)?;
+        Ok(Response::new(UploadFileResponse { receipts: vec![receipt(&header, received)] }))
+    }
+}
+
+fn receipt(header: &Header, received: Received) -> Receipt {
+    let (status, digest) = match received {
+        Received::Complete { digest, .. } => {
+            (receipt::Status::Complete, Bytes::copy_from_slice(digest.as_bytes()))
+        }
+        Received::Aborted => (receipt::Status::Aborted, Bytes::new()),
+    };
+    Receipt {
+        attempt: Some(header.attempt.into()),
+        file: 0,
+        range: Some(Range { offset: 0, length: header.size }),
+        status: status.into(),
+        size: header.size,
+        digest,
+    }
+}

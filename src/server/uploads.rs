@@ -1,0 +1,192 @@
+//! The uploads that run on this server: how far they are, and how they are stopped. One transfer has one upload at a
+//! time; a newer one waits until the older one has let go.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::ids::{AttemptId, ClientId, TransferId};
+
+/// The running uploads.
+#[derive(Debug, Default)]
+pub struct Uploads {
+    running: Mutex<HashMap<TransferId, Arc<Upload>>>,
+}
+
+/// One running upload.
+#[derive(Debug)]
+pub struct Upload {
+    pub attempt: AttemptId,
+    pub client: ClientId,
+    /// Fires when it must stop: cancelled, paused, or fenced by a newer one.
+    pub stop: CancellationToken,
+    /// A newer call of the same attempt goes on in its place: it is not for this one to say how the attempt ended.
+    replaced: AtomicBool,
+    /// Fires when it has let go of its partial file.
+    ended: CancellationToken,
+    done_bytes: AtomicU64,
+    rate: Mutex<Rate>,
+}
+
+/// A moving average, in bytes a second.
+#[derive(Debug)]
+struct Rate {
+    since: Instant,
+    bytes: u64,
+    average: Option<f64>,
+}
+
+/// Why an upload cannot begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occupied {
+    /// By the same attempt or an older one: it was told to stop; wait for this, and try again.
+    Stopping,
+    /// By a newer attempt.
+    Newer,
+}
+
+impl Uploads {
+    /// Enters an upload; it leaves when the returned value is dropped. What runs already is told to stop, if it is
+    /// not newer.
+    pub fn enter(
+        self: &Arc<Self>,
+        attempt: AttemptId,
+        client: &ClientId,
+    ) -> Result<Entered, (Occupied, CancellationToken)> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(other) = running.get(&attempt.transfer) {
+            if other.attempt.epoch > attempt.epoch {
+                return Err((Occupied::Newer, other.ended.clone()));
+            }
+            if other.attempt.epoch == attempt.epoch {
+                other.replaced.store(true, Ordering::Relaxed);
+            }
+            other.stop.cancel();
+            return Err((Occupied::Stopping, other.ended.clone()));
+        }
+        let upload = Arc::new(Upload {
+            attempt,
+            client: client.clone(),
+            stop: CancellationToken::new(),
+            replaced: AtomicBool::new(false),
+            ended: CancellationToken::new(),
+            done_bytes: AtomicU64::new(0),
+            rate: Mutex::new(Rate { since: Instant::now(), bytes: 0, average: None }),
+        });
+        running.insert(attempt.transfer, Arc::clone(&upload));
+        Ok(Entered { uploads: Arc::clone(self), upload })
+    }
+
+    pub fn find(&self, transfer: TransferId) -> Option<Arc<Upload>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).get(&transfer).cloned()
+    }
+
+    pub fn all(&self) -> Vec<Arc<Upload>> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.values().cloned().collect()
+    }
+
+    pub fn count(&self) -> usize {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Tells the upload of this transfer to stop, if there is one of this attempt or an older one.
+    pub fn stop(&self, attempt: AttemptId) {
+        if let Some(upload) = self.find(attempt.transfer)
+            && upload.attempt.epoch <= attempt.epoch
+        {
+            upload.stop.cancel();
+        }
+    }
+}
+
+impl Upload {
+    /// Notes that the upload is at byte `done`.
+    pub fn note_done(&self, done: u64) {
+        self.done_bytes.store(done, Ordering::Relaxed);
+        let mut rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        let elapsed = rate.since.elapsed().as_secs_f64();
+        if elapsed >= RATE_SAMPLE_SECONDS {
+            let bytes = u32::try_from((done - rate.bytes) >> 10).unwrap_or(u32::MAX);
+            let sample = f64::from(bytes) * 1024.0 / elapsed;
+            rate.average = Some(rate.average.map_or(sample, |average| (average + sample) / 2.0));
+            rate.since = Instant::now();
+            rate.bytes = done;
+        }
+    }
+
+    pub fn is_replaced(&self) -> bool {
+        self.replaced.load(Ordering::Relaxed)
+    }
+
+    pub fn done_bytes(&self) -> u64 {
+        self.done_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns bytes a second, once there is a sample.
+    pub fn rate(&self) -> Option<u64> {
+        let rate = self.rate.lock().unwrap_or_else(PoisonError::into_inner);
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // a rate is small and positive
+        rate.average.map(|average| average as u64)
+    }
+}
+
+/// Holds the place of a running upload.
+#[derive(Debug)]
+pub struct Entered {
+    uploads: Arc<Uploads>,
+    upload: Arc<Upload>,
+}
+
+impl std::ops::Deref for Entered {
+    type Target = Upload;
+
+    fn deref(&self) -> &Upload {
+        &self.upload
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut running = self.uploads.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.remove(&self.upload.attempt.transfer);
+        self.upload.ended.cancel();
+    }
+}
+
+const RATE_SAMPLE_SECONDS: f64 = 0.5;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::Epoch;
+
+    #[test]
+    fn a_newer_attempt_stops_the_older_one_and_never_the_reverse() {
+        let uploads = Arc::new(Uploads::default());
+        let client: ClientId = "c".parse().expect("an id");
+        let transfer = TransferId::generate();
+        let attempt = |epoch| AttemptId { transfer, epoch: Epoch(epoch) };
+        let first = uploads.enter(attempt(1), &client).expect("free");
+
+        let (why, ended) = uploads.enter(attempt(2), &client).expect_err("occupied");
+        assert_eq!(why, Occupied::Stopping);
+        assert!(first.stop.is_cancelled() && !ended.is_cancelled());
+        drop(first);
+        assert!(ended.is_cancelled());
+
+        let second = uploads.enter(attempt(2), &client).expect("free again");
+        let (why, _) = uploads.enter(attempt(1), &client).expect_err("occupied");
+        assert_eq!(why, Occupied::Newer);
+        uploads.stop(attempt(1));
+        assert!(!second.stop.is_cancelled());
+    }
+}

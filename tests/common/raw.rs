@@ -1,0 +1,259 @@
+//! A client by hand: a session on the generated stub, and uploads as raw HTTP/2, so that a test can end them in every
+//! way that there is.
+
+use std::net::SocketAddr;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use fts::{
+    chunk::{RootBuilder, crc32c},
+    ids::InstanceId,
+    limits::CHUNK_BYTES,
+    transfer::{Delivered, Fingerprint, Finish},
+    wire::{
+        proto::{
+            self, ClientMessage, ServerMessage, UploadFileRequest, UploadFileResponse,
+            file_transfer_client::FileTransferClient,
+        },
+        session::{FromClient, FromServer, Header, Hello, Upload},
+    },
+};
+use prost::Message as _;
+use tokio::{net::TcpStream, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::server::{PATIENCE, TestServer};
+
+/// A session of a client that answers nothing by itself.
+pub struct RawSession {
+    pub instance: InstanceId,
+    pub to_server: mpsc::Sender<ClientMessage>,
+    pub from_server: Streaming<ServerMessage>,
+}
+
+pub fn hello(client: &str, instance: InstanceId) -> Hello {
+    Hello {
+        client: client.parse().expect("an id"),
+        instance,
+        jobs_max: 4,
+        version: "test".to_owned(),
+        host_name: "test-host".to_owned(),
+        os: "test".to_owned(),
+        allowed_roots: Vec::new(),
+        running: Vec::new(),
+    }
+}
+
+impl RawSession {
+    pub async fn open(server: &TestServer, client: &str) -> Self {
+        Self::open_as(server, hello(client, InstanceId::generate())).await
+    }
+
+    pub async fn open_as(server: &TestServer, hello: Hello) -> Self {
+        let instance = hello.instance;
+        let (to_server, outbound) = mpsc::channel(16);
+        to_server.send(FromClient::Hello(hello).into()).await.expect("room");
+        let mut client = FileTransferClient::new(server.channel().await);
+        let from_server =
+            client.connect(ReceiverStream::new(outbound)).await.expect("a stream").into_inner();
+        let mut session = Self { instance, to_server, from_server };
+        let welcome = session.next().await;
+        assert!(matches!(welcome, FromServer::Welcome { .. }), "{welcome:?}");
+        session
+    }
+
+    pub async fn say(&self, message: FromClient) {
+        self.to_server.send(message.into()).await.expect("the session is open");
+    }
+
+    /// Returns the next message.
+    pub async fn next(&mut self) -> FromServer {
+        let next = timeout(PATIENCE, self.from_server.message()).await.expect("in time");
+        next.expect("no error").expect("the session is open").try_into().expect("a message")
+    }
+
+    /// Returns the next command.
+    pub async fn command(&mut self) -> fts::wire::session::Command {
+        loop {
+            if let FromServer::Download(command) = self.next().await {
+                return command;
+            }
+        }
+    }
+
+    pub fn header(&self, attempt: fts::ids::AttemptId, data: &[u8]) -> Header {
+        let size = data.len() as u64;
+        let fingerprint =
+            Fingerprint { device: 1, inode: 2, size_bytes: size, mtime_ns: 3, ctime_ns: 4 };
+        Header { attempt, instance: self.instance, size, fingerprint, path: "/raw".to_owned() }
+    }
+}
+
+/// Returns the chunks of `data`.
+pub fn chunks(data: &[u8]) -> Vec<Upload> {
+    let each = data.chunks(CHUNK_BYTES).enumerate();
+    each.map(|(i, chunk)| Upload::Chunk {
+        offset: (i * CHUNK_BYTES) as u64,
+        crc32c: crc32c(chunk),
+        data: Bytes::copy_from_slice(chunk),
+    })
+    .collect()
+}
+
+/// Returns the honest end of `data`.
+pub fn finish(header: &Header, data: &[u8]) -> Upload {
+    let mut root = RootBuilder::new(data.len() as u64);
+    data.chunks(CHUNK_BYTES).for_each(|chunk| root.push(chunk));
+    let finish = Finish { digest: root.finish(), delivered: Delivered::Unchanged };
+    Upload::Finish { size: header.size, finish, fingerprint: header.fingerprint }
+}
+
+/// Returns a whole honest upload.
+pub fn upload(header: &Header, data: &[u8]) -> Vec<Upload> {
+    let mut all = vec![Upload::Header(header.clone())];
+    all.extend(chunks(data));
+    all.push(finish(header, data));
+    all
+}
+
+/// How an upload ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    EndStream,
+    Reset(h2::Reason),
+    /// Half of the next message, then the reset.
+    HalfMessage(h2::Reason),
+    /// The TCP connection is closed.
+    Close,
+}
+
+/// An upload on a connection of its own.
+pub struct RawUpload {
+    stream: h2::SendStream<Bytes>,
+    response: Option<h2::client::ResponseFuture>,
+    connection: JoinHandle<Result<(), h2::Error>>,
+}
+
+impl RawUpload {
+    pub async fn open(address: SocketAddr) -> Self {
+        let tcp = TcpStream::connect(address).await.expect("connected");
+        let (client, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
+        #[allow(clippy::disallowed_methods)] // aborted when the upload ends
+        let connection = tokio::spawn(connection);
+        let request =
+            http::Request::post(format!("http://{address}/fts.v1.FileTransfer/UploadFile"))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .body(())
+                .expect("a request");
+        let mut client = client.ready().await.expect("ready");
+        let (response, stream) = client.send_request(request, false).expect("sent");
+        Self { stream, response: Some(response), connection }
+    }
+
+    /// Sends a message; false when the server has ended the call.
+    pub async fn send(&mut self, message: Upload) -> bool {
+        self.send_bytes(frame(message)).await
+    }
+
+    pub async fn send_all(&mut self, messages: impl IntoIterator<Item = Upload>) -> bool {
+        for message in messages {
+            if !self.send(message).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn send_bytes(&mut self, mut bytes: Bytes) -> bool {
+        while !bytes.is_empty() {
+            self.stream.reserve_capacity(bytes.len());
+            let capacity = std::future::poll_fn(|cx| self.stream.poll_capacity(cx)).await;
+            let Some(Ok(capacity)) = capacity else { return false };
+            let part = bytes.split_to(capacity.min(bytes.len()));
+            if self.stream.send_data(part, false).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Ends the upload in some way, without waiting for an answer.
+    pub async fn end(mut self, ending: Ending, next: Upload) {
+        match ending {
+            Ending::EndStream => drop(self.stream.send_data(Bytes::new(), true)),
+            Ending::Reset(reason) => self.stream.send_reset(reason),
+            Ending::HalfMessage(reason) => {
+                let mut bytes = frame(next);
+                bytes.truncate(bytes.len() / 2);
+                self.send_bytes(bytes).await;
+                self.stream.send_reset(reason);
+            }
+            Ending::Close => {
+                self.connection.abort();
+                return;
+            }
+        }
+        // What was said still has to reach the wire.
+        let flushed = async {
+            if let Some(response) = self.response.take() {
+                drop(response.await);
+            }
+        };
+        drop(timeout(std::time::Duration::from_millis(500), flushed).await);
+        self.connection.abort();
+    }
+
+    /// Ends the stream and returns the answer.
+    pub async fn answer(mut self) -> Result<UploadFileResponse, tonic::Status> {
+        drop(self.stream.send_data(Bytes::new(), true));
+        let response = self.response.take().expect("asked once");
+        let answer = timeout(PATIENCE, read_answer(response)).await.expect("an answer in time");
+        self.connection.abort();
+        answer
+    }
+}
+
+async fn read_answer(
+    response: h2::client::ResponseFuture,
+) -> Result<UploadFileResponse, tonic::Status> {
+    let response = response.await.map_err(|err| tonic::Status::unknown(err.to_string()))?;
+    if let Some(status) = tonic::Status::from_header_map(response.headers())
+        && status.code() != tonic::Code::Ok
+    {
+        return Err(status);
+    }
+    let mut body = response.into_body();
+    let mut bytes = BytesMut::new();
+    while let Some(part) = body.data().await {
+        let part = part.map_err(|err| tonic::Status::unknown(err.to_string()))?;
+        body.flow_control().release_capacity(part.len()).expect("held");
+        bytes.put(part);
+    }
+    let trailers = body.trailers().await.map_err(|err| tonic::Status::unknown(err.to_string()))?;
+    let status = trailers.and_then(|trailers| tonic::Status::from_header_map(&trailers));
+    match status {
+        Some(status) if status.code() != tonic::Code::Ok => Err(status),
+        _ => Ok(UploadFileResponse::decode(&bytes[5..]).expect("a response")),
+    }
+}
+
+/// Returns a message as gRPC frames it.
+pub fn frame(message: Upload) -> Bytes {
+    let message = UploadFileRequest::from(message).encode_to_vec();
+    let mut framed = BytesMut::with_capacity(message.len() + 5);
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(message.len()).expect("a small message"));
+    framed.put_slice(&message);
+    framed.freeze()
+}
+
+/// Returns the reason of a refusal.
+pub fn reason(answer: Result<UploadFileResponse, tonic::Status>) -> Option<fts::status::Reason> {
+    fts::status::reason(&answer.expect_err("refused"))
+}
+
+/// Returns the status of the only receipt.
+pub fn receipt(answer: &UploadFileResponse) -> proto::receipt::Status {
+    answer.receipts.first().expect("a receipt").status()
+}
