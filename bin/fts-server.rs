@@ -5,6 +5,7 @@ use std::{fs, path::Path, process::ExitCode};
 use anyhow::Context as _;
 use clap::Parser as _;
 use fts::{
+    limits,
     server::{
         Options, Server,
         config::{Args, Config},
@@ -57,6 +58,7 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         clear_text: if config.insecure { ClearText::Insecure } else { ClearText::LoopbackOnly },
         heartbeat: config.heartbeat,
         retention: config.retention,
+        drain_wait: limits::DRAIN_WAIT,
         shutdown: shutdown.clone(),
     });
     if config.insecure {

@@ -48,6 +48,8 @@ pub struct Options {
     /// What clients are told to send; the other deadlines scale with it.
     pub heartbeat: Duration,
     pub retention: Retention,
+    /// How long running uploads may take to finish once the shutdown drains.
+    pub drain_wait: Duration,
     pub shutdown: Shutdown,
 }
 
@@ -69,6 +71,7 @@ pub struct Server {
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
     clear_text: ClearText,
+    drain_wait: Duration,
     shutdown: Shutdown,
 }
 
@@ -83,7 +86,13 @@ impl Server {
             heartbeat: options.heartbeat,
             retention: options.retention,
         });
-        Self { coordinator, metrics, clear_text: options.clear_text, shutdown: options.shutdown }
+        Self {
+            coordinator,
+            metrics,
+            clear_text: options.clear_text,
+            drain_wait: options.drain_wait,
+            shutdown: options.shutdown,
+        }
     }
 
     /// The use cases, for whoever embeds a server.
@@ -112,7 +121,7 @@ impl Server {
             tracing::info!("draining");
             health.set_not_serving::<FileTransferServer>().await;
             health.set_not_serving::<ControlServer>().await;
-            self.shutdown.run_down(limits::DRAIN_WAIT, limits::ABORT_WAIT).await
+            self.shutdown.run_down(self.drain_wait, limits::ABORT_WAIT).await
         };
         let clean = serve_until(serving, end, &self.shutdown).await?;
         self.coordinator.store.close().await;

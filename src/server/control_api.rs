@@ -255,7 +255,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_comes_in_messages_of_a_chunk_each_with_its_crc() {
-        let bytes: Vec<u8> = (0..2 * limits::CHUNK_BYTES + 5).map(|n| (n % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..=250).cycle().take(2 * limits::CHUNK_BYTES + 5).collect();
         let size = bytes.len() as u64;
 
         let all = messages(content(&bytes), 0..size).await;

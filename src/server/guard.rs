@@ -33,12 +33,13 @@ pub enum ClearText {
 pub enum Refusal {
     #[error(
         "without TLS and credentials this server answers to loopback names only (localhost, \
-         127.0.0.1, [::1]), and the request names another host, several, or none"
+         127.0.0.1, [::1]), and the request names another host, several, or none; see --insecure, \
+         for test networks only"
     )]
     Host,
     #[error(
         "without TLS and credentials this server answers requests from this machine only, and \
-         this one came through a proxy"
+         this one came through a proxy; see --insecure, for test networks only"
     )]
     Proxied,
     #[error("the request comes from a page of another site")]
@@ -181,7 +182,7 @@ fn parse_port(text: &str) -> Option<u16> {
 
 /// Answers in the language of the question.
 fn refuse(refusal: Refusal, headers: &HeaderMap) -> Response {
-    let text = format!("{refusal}; see --insecure, for test networks only");
+    let text = refusal.to_string();
     if is_grpc(headers) {
         status::status(Reason::NotLocal, text).into_http()
     } else {
@@ -216,104 +217,105 @@ mod tests {
         check(rules, &uri.parse().expect("a URI"), &map)
     }
 
+    const LOOPBACK: &[&str] = &[
+        "localhost",
+        "localhost:3000",
+        "localhost:80",
+        "localhost:1",
+        "localhost:65535",
+        "LOCALHOST:3000",
+        "LocalHost",
+        "127.0.0.1",
+        "127.0.0.1:3000",
+        "127.0.0.2:3000",
+        "127.255.255.254",
+        "[::1]",
+        "[::1]:3000",
+        "[0:0:0:0:0:0:0:1]:3000",
+    ];
+    const STRANGE: &[&str] = &[
+        "",
+        " ",
+        ":3000",
+        "localhost:",
+        "localhost:0",
+        "localhost:65536",
+        "localhost:+80",
+        "localhost:-1",
+        "localhost:80a",
+        "localhost:000080",
+        "localhost: 80",
+        "localhost:3000:3000",
+        "localhost.",
+        "localhost.:3000",
+        "localhost.evil.com",
+        "localhost.localdomain",
+        "evil.localhost",
+        "evil.localhost:3000",
+        "localhost-evil.com",
+        "xlocalhost",
+        "localhost@evil.com",
+        "evil.com@localhost",
+        "user:pw@localhost:3000",
+        "localhost/evil",
+        "localhost#",
+        "localhost?x",
+        "localhost,evil.com",
+        "localhost evil.com",
+        " localhost",
+        "localhost\t",
+        "evil.com",
+        "evil.com:3000",
+        "127.0.0.1.nip.io",
+        "127.0.0.1.nip.io:3000",
+        "127.0.0.1.",
+        "127.0.0.1@evil.com",
+        "2130706433",
+        "2130706433:3000",
+        "0x7f000001",
+        "0x7f.0.0.1",
+        "0177.0.0.1",
+        "127.0.0.01",
+        "127.000.000.001",
+        "127.1",
+        "127.0.1",
+        "127.0.0.1.1",
+        "127.0.0.256",
+        "0.0.0.0",
+        "0.0.0.0:3000",
+        "0",
+        "128.0.0.1",
+        "126.255.255.255",
+        "10.0.0.1:3000",
+        "169.254.169.254",
+        "::1",
+        "::1:3000",
+        "[::1",
+        "[::1]x",
+        "[::1]3000",
+        "[::1]:",
+        "[::1]:0",
+        "[::1%25lo]",
+        "[::1%lo]:3000",
+        "[::]",
+        "[::]:3000",
+        "[::2]",
+        "[::ffff:127.0.0.1]",
+        "[::127.0.0.1]",
+        "[fe80::1]:3000",
+        "[127.0.0.1]",
+        "[localhost]",
+        "[]",
+        "[[::1]]",
+    ];
+
     #[test]
     fn only_loopback_names_are_answered() {
-        const GOOD: &[&str] = &[
-            "localhost",
-            "localhost:3000",
-            "localhost:80",
-            "localhost:1",
-            "localhost:65535",
-            "LOCALHOST:3000",
-            "LocalHost",
-            "127.0.0.1",
-            "127.0.0.1:3000",
-            "127.0.0.2:3000",
-            "127.255.255.254",
-            "[::1]",
-            "[::1]:3000",
-            "[0:0:0:0:0:0:0:1]:3000",
-        ];
-        const BAD: &[&str] = &[
-            "",
-            " ",
-            ":3000",
-            "localhost:",
-            "localhost:0",
-            "localhost:65536",
-            "localhost:+80",
-            "localhost:-1",
-            "localhost:80a",
-            "localhost:000080",
-            "localhost: 80",
-            "localhost:3000:3000",
-            "localhost.",
-            "localhost.:3000",
-            "localhost.evil.com",
-            "localhost.localdomain",
-            "evil.localhost",
-            "evil.localhost:3000",
-            "localhost-evil.com",
-            "xlocalhost",
-            "localhost@evil.com",
-            "evil.com@localhost",
-            "user:pw@localhost:3000",
-            "localhost/evil",
-            "localhost#",
-            "localhost?x",
-            "localhost,evil.com",
-            "localhost evil.com",
-            " localhost",
-            "localhost\t",
-            "evil.com",
-            "evil.com:3000",
-            "127.0.0.1.nip.io",
-            "127.0.0.1.nip.io:3000",
-            "127.0.0.1.",
-            "127.0.0.1@evil.com",
-            "2130706433",
-            "2130706433:3000",
-            "0x7f000001",
-            "0x7f.0.0.1",
-            "0177.0.0.1",
-            "127.0.0.01",
-            "127.000.000.001",
-            "127.1",
-            "127.0.1",
-            "127.0.0.1.1",
-            "127.0.0.256",
-            "0.0.0.0",
-            "0.0.0.0:3000",
-            "0",
-            "128.0.0.1",
-            "126.255.255.255",
-            "10.0.0.1:3000",
-            "169.254.169.254",
-            "::1",
-            "::1:3000",
-            "[::1",
-            "[::1]x",
-            "[::1]3000",
-            "[::1]:",
-            "[::1]:0",
-            "[::1%25lo]",
-            "[::1%lo]:3000",
-            "[::]",
-            "[::]:3000",
-            "[::2]",
-            "[::ffff:127.0.0.1]",
-            "[::127.0.0.1]",
-            "[fe80::1]:3000",
-            "[127.0.0.1]",
-            "[localhost]",
-            "[]",
-            "[[::1]]",
-        ];
-        for &host in GOOD {
+        for &host in LOOPBACK {
             let parsed = Host::parse(host).filter(Host::is_loopback);
             assert!(parsed.is_some(), "{host:?} is answered");
         }
-        for &host in BAD {
+        for &host in STRANGE {
             let parsed = Host::parse(host).filter(Host::is_loopback);
             assert!(parsed.is_none(), "{host:?} is refused");
         }

@@ -1,7 +1,11 @@
 //! What operators say over plain HTTP: decode, call the coordinator, encode as JSON. Errors are
 //! problems (RFC 9457) with a stable `code`.
 
-use std::{error::Error as StdError, sync::Arc};
+use std::{
+    error::Error as StdError,
+    future::{Ready, ready},
+    sync::Arc,
+};
 
 use axum::{
     Router,
@@ -48,11 +52,14 @@ pub fn router(coordinator: Arc<Coordinator>, metrics: Arc<Metrics>) -> Router {
 }
 
 /// Answers what no route takes, of gRPC or HTTP.
-pub async fn fallback(request: Request) -> Response {
-    if guard::is_grpc(request.headers()) {
-        return tonic::Status::unimplemented("no such method").into_http();
-    }
-    Problem::new(Reason::NotFound, "no such path; GET / says what there is").into_response()
+#[allow(clippy::needless_pass_by_value)] // A handler owns its request.
+pub fn fallback(request: Request) -> Ready<Response> {
+    let text = "no such path; GET / says what there is";
+    ready(if guard::is_grpc(request.headers()) {
+        tonic::Status::unimplemented("no such method").into_http()
+    } else {
+        Problem::new(Reason::NotFound, text).into_response()
+    })
 }
 
 /// Method, path, handler.
@@ -78,14 +85,17 @@ const ROUTES: &[Route] = &[
     ("get", "/transfers/{id}/content", || get(content::content)),
 ];
 
+fn method_not_allowed() -> Ready<Problem> {
+    let text = "this path takes other methods; see Allow";
+    ready(Problem::new(Reason::MethodNotAllowed, text))
+}
+
 /// Adds what every route has.
 fn finished<S: Clone + Send + Sync + 'static>(routes: Router<S>) -> Router<S> {
     let header =
         |name, value| SetResponseHeaderLayer::if_not_present(name, HeaderValue::from_static(value));
     routes
-        .method_not_allowed_fallback(async || {
-            Problem::new(Reason::MethodNotAllowed, "this path takes other methods; see Allow")
-        })
+        .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(limits::HTTP_BODY_BYTES_MAX))
         .layer(header(header::CACHE_CONTROL, "no-store"))
         .layer(header(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))

@@ -57,7 +57,9 @@ impl<Id: FromStr<Err = IdError> + Display> Page<Id> {
 
 /// Hexadecimal, so that nobody takes a token for an id, or makes one up.
 fn encode(id: &impl Display) -> String {
-    id.to_string().bytes().map(|byte| format!("{byte:02x}")).collect()
+    let text = id.to_string();
+    let digits = text.bytes().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect()
 }
 
 fn decode<Id: FromStr<Err = IdError>>(token: &str) -> Result<Id, Error> {

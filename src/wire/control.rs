@@ -256,8 +256,8 @@ mod tests {
         proto::TriggerDownloadRequest { client_id: "client-1".to_owned(), ..Default::default() }
     }
 
-    fn wait(seconds: i64, nanos: i32) -> Option<prost_types::Duration> {
-        Some(prost_types::Duration { seconds, nanos })
+    fn wait(seconds: i64, nanos: i32) -> prost_types::Duration {
+        prost_types::Duration { seconds, nanos }
     }
 
     #[test]
@@ -284,10 +284,11 @@ mod tests {
         let message = proto::TriggerDownloadRequest { consistency: 9, ..ask() };
         assert_eq!(refused(message), WireError::Range("consistency"));
         for deadline in [wait(0, 0), wait(-1, 0), wait(0, 999_999), wait(i64::MAX, 0)] {
-            let message = proto::TriggerDownloadRequest { deadline, ..ask() };
+            let message = proto::TriggerDownloadRequest { deadline: Some(deadline), ..ask() };
             assert_eq!(refused(message), WireError::Range("deadline"), "{deadline:?}");
         }
-        let message = proto::TriggerDownloadRequest { deadline: wait(1, 500_000_000), ..ask() };
+        let message =
+            proto::TriggerDownloadRequest { deadline: Some(wait(1, 500_000_000)), ..ask() };
         let request = Request::try_from(message).expect("valid");
         assert_eq!(request.deadline, Duration::from_millis(1500));
     }
@@ -312,7 +313,7 @@ mod tests {
         assert_eq!(message.size, Some(1_048_577));
         assert_eq!(message.digest, blake3::hash(b"x").to_hex().as_str());
         assert_eq!(message.delivered(), proto::Delivered::Unchanged);
-        assert_eq!(message.duration, wait(1, 500_000_000));
+        assert_eq!(message.duration, Some(wait(1, 500_000_000)));
         assert_eq!(message.end_time.map(|t| (t.seconds, t.nanos)), Some((1_700_000_002, 0)));
         assert_eq!(message.create_time.map(|t| t.nanos), Some(123_000_000));
         assert_eq!(message.failure, None);

@@ -23,6 +23,7 @@ pub struct Setup {
     pub retention: Retention,
     pub disk: Box<dyn Disk>,
     pub clear_text: ClearText,
+    pub drain_wait: Duration,
 }
 
 impl Default for Setup {
@@ -32,6 +33,7 @@ impl Default for Setup {
             retention: Retention::default(),
             disk: Box::new(RealDisk),
             clear_text: ClearText::LoopbackOnly,
+            drain_wait: fts::limits::DRAIN_WAIT,
         }
     }
 }
@@ -67,6 +69,7 @@ impl TestServer {
             clear_text: setup.clear_text,
             heartbeat: setup.heartbeat,
             retention: setup.retention,
+            drain_wait: setup.drain_wait,
             shutdown: shutdown.clone(),
         });
         let coordinator = Arc::clone(server.coordinator());

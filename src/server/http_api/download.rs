@@ -182,12 +182,13 @@ mod tests {
 
     #[test]
     fn everything_can_be_asked_for() {
-        let body = r#" {"path":"/a/ü b","consistency":"STRICT","deadline":"2h","request_id":"r"} "#;
+        let body = r#" {"path":"/a/ü b", "consistency":"STRICT",
+            "deadline":"2h", "request_id":"r"} "#;
         let request = read(None, &[], body).expect("valid");
         assert_eq!(request.path.map(String::from).as_deref(), Some("/a/ü b"));
         assert_eq!(request.request_id.map(String::from).as_deref(), Some("r"));
         assert_eq!(request.consistency, Consistency::Strict);
-        assert_eq!(request.deadline, Duration::from_secs(7200));
+        assert_eq!(request.deadline, Duration::from_hours(2));
 
         let request = read(Some("/q"), &["key 1"], r#"{"deadline":90}"#).expect("valid");
         assert_eq!(request.path.map(String::from).as_deref(), Some("/q"));
