@@ -29,8 +29,7 @@ fn main() -> ExitCode {
     if let Err(problem) = telemetry::init(config.log_format) {
         return refuse(&ConfigError::from(problem));
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let done = runtime.context("cannot start the runtime").and_then(|rt| rt.block_on(run(&config)));
+    let done = run_to_end(&config);
     match done {
         Ok(code) => code,
         Err(err) => {
@@ -38,6 +37,18 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_to_end(config: &Config) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
+        .build()
+        .context("cannot start the runtime")?;
+    let done = runtime.block_on(run(config));
+    // A disk that hangs must not keep the process.
+    runtime.shutdown_background();
+    done
 }
 
 async fn run(config: &Config) -> anyhow::Result<ExitCode> {

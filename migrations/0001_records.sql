@@ -1,5 +1,5 @@
--- The records. Portable SQL but for one line (AUTOINCREMENT): ids and names are TEXT, moments BIGINT milliseconds
--- since 1970 UTC, states and reasons the words that operators see.
+-- The records. Portable SQL but for one line (AUTOINCREMENT): ids and names are TEXT, moments
+-- BIGINT milliseconds since 1970 UTC, states and reasons the words that operators see.
 
 -- One row, always there.
 CREATE TABLE meta (
@@ -68,8 +68,7 @@ CREATE INDEX transfers_due ON transfers (client_id, due_ms, id) WHERE due_ms IS 
 -- What counts against a client, and against `jobs_max`.
 CREATE INDEX transfers_unfinished ON transfers (client_id, state) WHERE ended_ms IS NULL;
 CREATE INDEX transfers_deadline ON transfers (deadline_ms) WHERE ended_ms IS NULL;
-CREATE INDEX transfers_offered ON transfers (updated_ms) WHERE state = 'OFFERED';
--- Lists, newest first.
+-- Lists, newest first; counts; stale offers.
 CREATE INDEX transfers_client ON transfers (client_id, id);
 CREATE INDEX transfers_state ON transfers (state, id);
 

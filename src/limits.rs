@@ -27,7 +27,7 @@ pub const HTTP2_HEADER_BYTES_MAX: u32 = 16 << 10;
 /// HTTP/2 pings of the server: a second line behind the heartbeats.
 pub const HTTP2_PING: Duration = Duration::from_secs(20);
 pub const HTTP2_PING_WAIT: Duration = Duration::from_secs(10);
-/// Uploads that one server takes at a time; more wait with SERVER_BUSY.
+/// Uploads that one server takes at a time; more wait with `SERVER_BUSY`.
 pub const UPLOADS_MAX: usize = 256;
 
 // === Text ===
@@ -91,10 +91,34 @@ pub const JOBS_MAX: u32 = 64;
 pub const REPORTS_MAX: usize = 1024;
 /// Commands that a client remembers, so that a repeated one is not run again.
 pub const COMMANDS_REMEMBERED_MAX: usize = 4096;
+/// Pause between the reports that a client sends, well below `CLIENT_MESSAGES_PER_SECOND_MAX`.
+pub const REPORT_PAUSE: Duration = Duration::from_millis(20);
+/// Threads of a client that read files. More than `JOBS_MAX`, because a read that hangs outlives its attempt.
+pub const READERS_MAX: usize = 128;
+/// An Abort that the server does not answer is reported on `Connect` all the same.
+pub const ABORT_ANSWER_WAIT: Duration = Duration::from_secs(10);
+/// A source that grew is read twice; the last chunk is repeated this often meanwhile, as a sign of life.
+pub const REPEAT_CHUNK_EVERY: Duration = Duration::from_secs(15);
+/// `openat2` asks to be called again while directories are being renamed under it.
+pub const OPEN_TRIES_MAX: u32 = 64;
+/// Bytes of allowed roots in a Hello, which must stay below `CONTROL_MESSAGE_BYTES_MAX`.
+pub const HELLO_ROOTS_BYTES_MAX: usize = 32 << 10;
+/// Files in a client's state directory, which it never delivers.
+pub const STATE_FILES_MAX: usize = 1024;
+/// A client dials after this long, whether its roots are open, or its demo file is made, or not.
+pub const PREPARE_WAIT: Duration = Duration::from_secs(30);
+/// The demo file.
+pub const DEMO_FILE_BYTES: u64 = 100_000_000;
 /// An offer without a Header goes back to the queue.
 pub const OFFER_WAIT: Duration = Duration::from_secs(30);
 /// A client that said it is busy is asked again.
 pub const BUSY_PAUSE: Duration = Duration::from_secs(5);
+/// An attempt that the server's disk ended is tried again after this.
+pub const DISK_PAUSE: Duration = Duration::from_secs(30);
+/// A transfer is not begun when less than this would be left on the disk, or less than a twentieth of it.
+pub const DISK_FREE_MIN_BYTES: u64 = 1 << 30;
+/// When an upload is cut, the client's session has this long to end as well: then the client is lost.
+pub const CUT_GRACE: Duration = Duration::from_secs(2);
 /// An upload whose payload makes no progress is ended.
 pub const UPLOAD_STALL: Duration = Duration::from_secs(60);
 /// Attempts in a row that add no durable bytes.
@@ -114,7 +138,10 @@ pub const UNFINISHED_PER_CLIENT_MAX: u64 = 100_000;
 pub const CLAIM_POLL: Duration = Duration::from_secs(15);
 /// Deadlines, expired offers and retention are looked at this often.
 pub const SWEEP: Duration = Duration::from_secs(1);
+pub const ORPHAN_SWEEP: Duration = Duration::from_secs(5);
 pub const RETENTION_SWEEP: Duration = Duration::from_secs(60);
+/// A quiet watch reads on this often, so that pruning does not overtake it.
+pub const WATCH_CATCH_UP: Duration = Duration::from_secs(60);
 /// Last-seen times are written this often.
 pub const SEEN_FLUSH: Duration = Duration::from_secs(10);
 /// Events of ended transfers are kept this long, and this many.
@@ -151,7 +178,37 @@ pub const WATCH_LAG_MAX: usize = 1024;
 /// Progress of one transfer is told this often.
 pub const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
+/// Messages that the operator's tool takes: a page of a list, or a chunk of a file.
+pub const OPERATOR_MESSAGE_BYTES_MAX: usize = 4 << 20;
+/// What the tool asks for at a time: a client is up to a control message, and a page of them fits a message.
+pub const OPERATOR_PAGE_SIZE: u32 = 50;
+/// The tool waits this long for an answer that is not a stream.
+pub const OPERATOR_CALL_WAIT: Duration = Duration::from_secs(30);
+/// The tool pings a server that says nothing, and waits as long for the answer.
+pub const OPERATOR_PING: Duration = Duration::from_secs(20);
+/// A copy whose next bytes do not come in this time is asked for again.
+pub const OPERATOR_READ_STALL: Duration = Duration::from_mins(1);
+/// Pauses of the tool between tries: the first, and the longest.
+pub const OPERATOR_PAUSE_MIN: Duration = Duration::from_millis(500);
+pub const OPERATOR_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Without a server the tool gives up a request after this long …
+pub const OPERATOR_ASK_WAIT: Duration = Duration::from_secs(15);
+/// … and stops to follow a transfer, or to copy its bytes, after this long.
+pub const OPERATOR_GONE_WAIT: Duration = Duration::from_mins(5);
+/// Off a terminal, the tool tells progress this often.
+pub const OPERATOR_PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+// === The client's status page ===
+
+pub const STATUS_PORT: u16 = 8080;
+/// Connections to it at a time, and how long one may last.
+pub const STATUS_CONNECTIONS_MAX: usize = 16;
+pub const STATUS_REQUEST_WAIT: Duration = Duration::from_secs(5);
+
 // === Shutdown ===
+
+/// A client's Goodbye is sent for at most this long.
+pub const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
 /// Running uploads may finish for this long …
 pub const DRAIN_WAIT: Duration = Duration::from_secs(30);
@@ -159,9 +216,21 @@ pub const DRAIN_WAIT: Duration = Duration::from_secs(30);
 pub const ABORT_WAIT: Duration = Duration::from_secs(10);
 /// … and connections on which nothing runs any more close within this.
 pub const CLOSE_WAIT: Duration = Duration::from_secs(1);
+/// The record store is closed within this.
+pub const STORE_CLOSE_WAIT: Duration = Duration::from_secs(2);
+/// Blocking threads of a server: each upload has one, and the rest read and sync.
+pub const BLOCKING_THREADS_MAX: usize = 512;
 
 const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
 const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES);
 const _: () = assert!(UPLOAD_MESSAGE_BYTES_MAX > CHUNK_BYTES + 64);
-const _: () = assert!(DRAIN_WAIT.as_secs() + ABORT_WAIT.as_secs() + CLOSE_WAIT.as_secs() < 45);
+const _: () = assert!(
+    DRAIN_WAIT.as_secs() + ABORT_WAIT.as_secs() + CLOSE_WAIT.as_secs() + STORE_CLOSE_WAIT.as_secs()
+        < 45
+);
+const _: () = assert!(UPLOADS_MAX < BLOCKING_THREADS_MAX / 2 + 1);
+const _: () = assert!(HELLO_ROOTS_BYTES_MAX * 3 / 2 < CONTROL_MESSAGE_BYTES_MAX);
+const _: () = assert!(READERS_MAX > JOBS_MAX as usize);
 const _: () = assert!(SERVER_SILENCE_PERCENT < CLIENT_SILENCE_PERCENT);
+const _: () =
+    assert!(OPERATOR_PAGE_SIZE as usize * CONTROL_MESSAGE_BYTES_MAX <= OPERATOR_MESSAGE_BYTES_MAX);

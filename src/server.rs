@@ -124,8 +124,8 @@ impl Server {
             self.shutdown.run_down(self.drain_wait, limits::ABORT_WAIT).await
         };
         let clean = serve_until(serving, end, &self.shutdown).await?;
-        self.coordinator.store.close().await;
-        Ok(clean)
+        let closed = tokio::time::timeout(limits::STORE_CLOSE_WAIT, self.coordinator.store.close());
+        Ok(closed.await.is_ok() && clean)
     }
 
     fn app(&self, health: impl HealthService) -> Result<axum::Router, ServeError> {

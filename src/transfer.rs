@@ -6,7 +6,7 @@
 //!  QUEUED ────────────────► OFFERED ──────► RECEIVING ──────────► VERIFYING ──────────► COMPLETE
 //!    ▲  ▲                     │ Busy, Expired,  │ Broken             │ Mismatched, Broken
 //!    │  └─────────────────────┘ ClientLost      ▼                    │
-//!    └──────────── Claimed when due ─────── INTERRUPTED ◄────────────┘
+//!    └──────────── Claimed when due ─────── INTERRUPTED ◄────────────┘ (Unpublished)
 //!  Refused; Broken too often; Mismatched twice; Expired past the deadline → FAILED(reason)
 //!  Cancelled: from any state before VERIFYING → CANCELLED;   Retried: FAILED, CANCELLED → QUEUED
 //! ```
@@ -237,6 +237,10 @@ pub enum Cause {
     ServerStopped,
     /// The server serves as many uploads as it can.
     ServerBusy,
+    /// The server's disk is full, or fails: not the fault of the attempt.
+    ServerDisk { is_full: bool },
+    /// The client ended it, and says no more.
+    ClientStopped,
     /// Counts as an attempt.
     Failed { reason: FailReason, detail: String },
 }
@@ -283,6 +287,11 @@ pub enum Step {
     /// What was written does not have the announced root.
     Mismatched {
         epoch: Epoch,
+    },
+    /// The file could not be published. Only for whoever publishes: no report of a client ends VERIFYING.
+    Unpublished {
+        epoch: Epoch,
+        cause: Cause,
     },
     /// The file is under its final name, on stable storage.
     Published {
@@ -392,16 +401,13 @@ impl Transfer {
             }
             Step::Begun { epoch, instance, file } => self.begun(*epoch, *instance, file, now),
             Step::Broken { epoch, cause, received_bytes } => {
-                self.current(*epoch)?;
+                self.sending(*epoch)?;
                 self.received_bytes = self.received_bytes.saturating_add(*received_bytes);
                 self.broken(cause, now);
                 Ok(())
             }
             Step::Refused { epoch, reason, detail } => {
-                self.current(*epoch)?;
-                if self.state == State::Verifying {
-                    return Err(StepError::WrongState(self.state));
-                }
+                self.sending(*epoch)?;
                 self.fail(*reason, None, detail.clone(), now);
                 Ok(())
             }
@@ -416,8 +422,15 @@ impl Transfer {
             Step::Mismatched { epoch } => {
                 self.current(*epoch)?;
                 self.only_from(State::Verifying)?;
+                self.mismatches += 1;
                 let detail = "the bytes received do not have the root that the client announced";
                 self.attempt_failed(FailReason::Integrity, detail.to_owned(), now);
+                Ok(())
+            }
+            Step::Unpublished { epoch, cause } => {
+                self.current(*epoch)?;
+                self.only_from(State::Verifying)?;
+                self.broken(cause, now);
                 Ok(())
             }
             Step::Published { epoch } => {
@@ -428,27 +441,12 @@ impl Transfer {
                 self.failure = None;
                 Ok(())
             }
-            Step::MadeDue => {
-                if !self.state.is_waiting() || self.is_paused() {
-                    return Err(StepError::WrongState(self.state));
-                }
-                if self.due().is_some_and(|due| due <= now.at) {
-                    return Err(StepError::Unchanged);
-                }
-                self.waiting = None;
-                Ok(())
-            }
+            Step::MadeDue => self.made_due(now),
             Step::DeadlinePassed => self.deadline_passed(now),
             Step::Cancelled => self.cancelled(now),
             Step::Retried => self.retried(now),
             Step::Paused => self.paused(now),
-            Step::Resumed => {
-                if !self.is_paused() {
-                    return Err(StepError::WrongState(self.state));
-                }
-                self.waiting = None;
-                Ok(())
-            }
+            Step::Resumed => self.resumed(),
             Step::ContentDeleted => {
                 if self.content != Content::Kept {
                     return Err(StepError::WrongState(self.state));
@@ -509,17 +507,34 @@ impl Transfer {
                 let next = now.at.plus(limits::BUSY_PAUSE);
                 self.wait_in(state, WaitingReason::ServerBusy, Some(next), now);
             }
+            Cause::ServerDisk { is_full } => {
+                let reason =
+                    if *is_full { WaitingReason::ServerDiskLow } else { WaitingReason::Backoff };
+                self.wait_in(state, reason, Some(now.at.plus(limits::DISK_PAUSE)), now);
+                let detail = "the server's disk failed".to_owned();
+                self.failure = (!is_full).then_some(Failure {
+                    reason: FailReason::Io,
+                    last_reason: None,
+                    detail,
+                });
+            }
+            Cause::ClientStopped => {
+                let next = now.at.plus(limits::BUSY_PAUSE);
+                self.wait_in(state, WaitingReason::ClientBusy, Some(next), now);
+            }
             Cause::Failed { reason, detail } => self.attempt_failed(*reason, detail.clone(), now),
         }
     }
 
     /// Counts a failed attempt: another follows after a pause, or there have been enough.
     fn attempt_failed(&mut self, reason: FailReason, detail: String, now: Moment) {
+        if self.state == State::Offered {
+            // It broke before it began, and is an attempt all the same.
+            self.attempts += 1;
+        }
         self.attempts_barren += 1;
-        match reason {
-            FailReason::SourceChanged => self.source_changes += 1,
-            FailReason::Integrity => self.mismatches += 1,
-            _ => {}
+        if reason == FailReason::SourceChanged {
+            self.source_changes += 1;
         }
         if self.source_changes >= limits::SOURCE_CHANGES_MAX
             || self.mismatches >= limits::MISMATCHES_MAX
@@ -532,6 +547,17 @@ impl Transfer {
         let pause = retry_pause(self.attempts_barren, now.dice);
         self.wait_in(State::Interrupted, WaitingReason::Backoff, Some(now.at.plus(pause)), now);
         self.failure = Some(Failure { reason, last_reason: None, detail });
+    }
+
+    fn made_due(&mut self, now: Moment) -> Result<(), StepError> {
+        if !self.state.is_waiting() || self.is_paused() {
+            return Err(StepError::WrongState(self.state));
+        }
+        if self.due().is_some_and(|due| due <= now.at) {
+            return Err(StepError::Unchanged);
+        }
+        self.waiting = None;
+        Ok(())
     }
 
     fn deadline_passed(&mut self, now: Moment) -> Result<(), StepError> {
@@ -587,12 +613,26 @@ impl Transfer {
         Ok(())
     }
 
+    fn resumed(&mut self) -> Result<(), StepError> {
+        if !self.is_paused() {
+            return Err(StepError::WrongState(self.state));
+        }
+        self.waiting = None;
+        Ok(())
+    }
+
     /// Only an attempt that is out, and only the current one, may act.
     fn current(&self, epoch: Epoch) -> Result<(), StepError> {
         if epoch != self.epoch {
             return Err(StepError::StaleEpoch { current: self.epoch, got: epoch });
         }
         if self.state.is_outstanding() { Ok(()) } else { Err(StepError::WrongState(self.state)) }
+    }
+
+    /// The attempt is out, and the server has not begun to publish.
+    fn sending(&self, epoch: Epoch) -> Result<(), StepError> {
+        self.current(epoch)?;
+        if self.state == State::Verifying { Err(StepError::WrongState(self.state)) } else { Ok(()) }
     }
 
     fn offered(&self, epoch: Epoch) -> Result<(), StepError> {
@@ -628,3 +668,6 @@ fn retry_pause(barren: u32, dice: f64) -> Duration {
     let pause = doubled.min(limits::RETRY_PAUSE_MAX);
     pause / 2 + pause.mul_f64(dice / 2.0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use crate::{
 /// Pulls files, verified, from machines behind NAT: the server.
 ///
 /// It listens on loopback only, unless told otherwise. gRPC, HTTP/JSON, health, reflection and metrics share one port.
+#[allow(clippy::doc_markdown, rustdoc::bare_urls)] // the comments are the text of --help
 #[derive(Debug, Default, Parser)]
 #[command(name = "fts-server", version, after_help = AFTER_HELP)]
 pub struct Args {
@@ -43,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", env = "FTS_PORT_FILE")]
     pub port_file: Option<String>,
     /// Listen beyond loopback in clear text, without credentials: test networks only
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", env = "FTS_INSECURE")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "FTS_INSECURE")]
     pub insecure: Option<String>,
     /// Log lines: text or json [default: text on a terminal, else json]; RUST_LOG filters them
     #[arg(long, value_name = "FORMAT", env = "FTS_LOG_FORMAT")]
@@ -60,6 +61,7 @@ Exit codes: 0 stopped as asked, 1 failed, 2 usage, 78 bad configuration (every p
 /// The file's keys: as the flags, with underscores.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_field_names)] // the keys are the flags' names
 struct File {
     listen: Option<String>,
     data_dir: Option<String>,

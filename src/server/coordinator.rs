@@ -146,7 +146,7 @@ impl Coordinator {
     /// Final at once; the client is told to stop.
     pub async fn cancel(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
         let transfer = self.apply(id, Step::Cancelled).await?;
-        self.stop_attempt(&transfer);
+        self.stop_at_client(&transfer);
         Ok(self.view(transfer))
     }
 
@@ -156,7 +156,7 @@ impl Coordinator {
 
     pub async fn pause(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
         let transfer = self.apply(id, Step::Paused).await?;
-        self.stop_attempt(&transfer);
+        self.stop_at_client(&transfer);
         Ok(self.view(transfer))
     }
 
@@ -284,6 +284,10 @@ impl Coordinator {
     }
 
     fn tell(&self, transfer: &Transfer) {
+        if !transfer.state.is_outstanding() {
+            // Nobody waits for its bytes any more.
+            self.uploads.stop(attempt_of(transfer));
+        }
         if transfer.state.is_waiting() || transfer.state.is_final() {
             // There is something to claim, or a slot is free.
             self.sessions.wake(&transfer.client);
@@ -300,10 +304,9 @@ impl Coordinator {
         self.store.transfer(id).await?.ok_or_else(|| unknown_transfer(id))
     }
 
-    /// Stops whatever still runs for a transfer, here and at its client.
-    fn stop_attempt(&self, transfer: &Transfer) {
+    /// Tells the client of a transfer that its attempt is over.
+    fn stop_at_client(&self, transfer: &Transfer) {
         let attempt = attempt_of(transfer);
-        self.uploads.stop(attempt);
         if transfer.instance.is_some()
             && let Some(session) = self.sessions.find(&transfer.client)
         {

@@ -21,7 +21,7 @@ use crate::{
     ids::Digest,
     limits,
     status::Reason,
-    transfer::{Cause, FailReason, Finish, Step, Transfer},
+    transfer::{Cause, Consistency, Delivered, FailReason, Fingerprint, Finish, Step, Transfer},
     wire::{
         proto::UploadFileRequest,
         session::{Header, Upload, WireError},
@@ -42,9 +42,8 @@ pub async fn receive(
     coordinator: Arc<Coordinator>,
     mut stream: Streaming<UploadFileRequest>,
 ) -> Result<(Header, Received), Error> {
-    let header = match next(&mut stream, limits::HELLO_WAIT).await? {
-        Next::Message(Upload::Header(header)) => header,
-        _ => return Err(out_of_order("an upload begins with its Header")),
+    let Next::Message(Upload::Header(header)) = next(&mut stream, limits::HELLO_WAIT).await? else {
+        return Err(out_of_order("an upload begins with its Header"));
     };
     let (entered, transfer) = coordinator.begin(&header).await?;
     let span = tracing::Span::current();
@@ -68,6 +67,7 @@ enum End {
     Finish {
         size: u64,
         finish: Finish,
+        fingerprint: Fingerprint,
     },
     Abort {
         reason: FailReason,
@@ -87,7 +87,7 @@ impl Ingest {
         let begun = self.coordinator.on_disk(move |landing| landing.begin(attempt, size)).await;
         let partial = match begun {
             Ok(partial) => partial,
-            Err(err) => return self.broken(0, io_cause(), err).await,
+            Err(err) => return self.broken(0, disk_cause(&err), err).await,
         };
         let mut writer = Writer::start(Arc::clone(&self.coordinator.landing), partial);
         let mut verifier = ChunkVerifier::new(size);
@@ -96,7 +96,16 @@ impl Ingest {
         // Whatever happened, the writer has let go of the file before anything else is done with it.
         let written = writer.finish().await;
         let result = match end {
-            End::Finish { size, finish } => self.finish(size, finish, verifier, written).await,
+            End::Finish { size, finish, fingerprint } => {
+                match self.check_consistency(&finish, &fingerprint) {
+                    Ok(()) => self.finish(size, finish, verifier, written).await,
+                    Err(detail) => {
+                        let err = Error::refused(Reason::Integrity, detail);
+                        let cause = failed(FailReason::SourceChanged, detail.to_owned());
+                        self.broken(done, cause, err).await
+                    }
+                }
+            }
             end => self.end(end, done, written).await,
         };
         // Nothing, if it was published: the name has gone from there.
@@ -121,8 +130,9 @@ impl Ingest {
             };
             let (offset, crc32c, data) = match message {
                 Ok(Next::Message(Upload::Chunk { offset, crc32c, data })) => (offset, crc32c, data),
-                Ok(Next::Message(Upload::Finish { size, finish, .. })) => {
-                    return self.nothing_after(&mut stream, End::Finish { size, finish }).await;
+                Ok(Next::Message(Upload::Finish { size, finish, fingerprint })) => {
+                    let end = End::Finish { size, finish, fingerprint };
+                    return self.nothing_after(&mut stream, end).await;
                 }
                 Ok(Next::Message(Upload::Abort { reason, detail })) => {
                     return End::Abort { reason, detail };
@@ -160,6 +170,19 @@ impl Ingest {
         }
     }
 
+    /// What is delivered must be labelled as what it is, and be what was asked for.
+    fn check_consistency(&self, finish: &Finish, after: &Fingerprint) -> Result<(), &'static str> {
+        let before = self.transfer.file.as_ref().map(|file| file.fingerprint);
+        match finish.delivered {
+            Delivered::Unchanged if before == Some(*after) => Ok(()),
+            Delivered::Unchanged => Err("the fingerprint at the end is not that of the beginning"),
+            Delivered::Prefix if self.transfer.consistency == Consistency::Strict => {
+                Err("a prefix was sent where STRICT was asked for")
+            }
+            Delivered::Prefix => Ok(()),
+        }
+    }
+
     /// Checks the whole and publishes it.
     async fn finish(
         &self,
@@ -171,7 +194,7 @@ impl Ingest {
         let done = verifier.next_offset();
         let partial = match written {
             Ok(partial) => partial,
-            Err(err) => return self.broken(done, io_cause(), err).await,
+            Err(err) => return self.broken(done, disk_cause(&err), err).await,
         };
         let digest = match verifier.finish() {
             Ok(digest) if size == done => digest,
@@ -196,9 +219,18 @@ impl Ingest {
         }
         let published = self.coordinator.on_disk(move |landing| landing.publish(&partial)).await;
         if let Err(err) = published {
-            return self.broken(0, io_cause(), err).await;
+            let step = Step::Unpublished { epoch, cause: disk_cause(&err) };
+            self.coordinator.apply(attempt.transfer, step).await?;
+            return Err(err);
         }
-        self.coordinator.apply(attempt.transfer, Step::Published { epoch }).await?;
+        let recorded = self.coordinator.apply(attempt.transfer, Step::Published { epoch }).await;
+        if let Err(err @ Error::Step(_)) = recorded {
+            // The record went another way, so nothing will ever name this file.
+            self.coordinator.on_disk(move |landing| landing.remove(attempt)).await?;
+            return Err(err);
+        }
+        // A store that failed may yet have written it: the orphan sweep settles that.
+        recorded?;
         self.coordinator.metrics.file_verified(size, self.started.elapsed());
         Ok(Received::Complete { size, digest })
     }
@@ -211,7 +243,7 @@ impl Ingest {
         written: Result<Partial, Error>,
     ) -> Result<Received, Error> {
         if let Err(err) = written {
-            return self.broken(done, io_cause(), err).await;
+            return self.broken(done, disk_cause(&err), err).await;
         }
         match end {
             End::Abort { reason, detail } => {
@@ -230,13 +262,13 @@ impl Ingest {
                 self.broken(done, Cause::ServerStopped, err).await
             }
             End::Cut => {
-                let cause = self.coordinator.cause_of_cut(&self.transfer);
+                let cause = self.coordinator.cause_of_cut(&self.transfer).await;
                 let text = "the upload ended before its Finish";
                 self.broken(done, cause, Error::refused(Reason::NotWhole, text)).await
             }
             End::Refused(err) => {
                 let cause = match err.reason() {
-                    Reason::Stalled => self.coordinator.cause_of_cut(&self.transfer),
+                    Reason::Stalled => self.coordinator.cause_of_cut(&self.transfer).await,
                     Reason::ChunkCorrupt => failed(FailReason::Integrity, err.peer_text()),
                     _ => failed(FailReason::Io, err.peer_text()),
                 };
@@ -338,8 +370,8 @@ fn failed(reason: FailReason, detail: String) -> Cause {
     Cause::Failed { reason, detail }
 }
 
-fn io_cause() -> Cause {
-    failed(FailReason::Io, "the server's disk failed".to_owned())
+fn disk_cause(err: &Error) -> Cause {
+    Cause::ServerDisk { is_full: matches!(err, Error::Landing(err) if err.is_full()) }
 }
 
 fn integrity_cause(err: &ChunkError) -> Cause {

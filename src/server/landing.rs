@@ -17,11 +17,14 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags},
+    fs::{self, AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags},
     io::Errno,
 };
 
-use crate::ids::{AttemptId, Epoch};
+use crate::{
+    ids::{AttemptId, Epoch},
+    limits,
+};
 
 /// A call of the landing failed; what it was about is in the text, for our own log only.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +39,11 @@ impl LandingError {
     /// The name is taken, by a file that is whole.
     pub fn is_exists(&self) -> bool {
         self.source.kind() == io::ErrorKind::AlreadyExists
+    }
+
+    /// The disk is full, or a quota is.
+    pub fn is_full(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 
     /// There is no such file.
@@ -59,6 +67,15 @@ pub trait Disk: Send + Sync + 'static {
             Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
             done => Ok(done?),
         }
+    }
+
+    /// Returns how many bytes are free for us, and how many there are.
+    fn space(&self, dir: &OwnedFd) -> io::Result<(u64, u64)> {
+        let stat = fs::fstatvfs(dir)?;
+        Ok((
+            stat.f_bavail.saturating_mul(stat.f_frsize),
+            stat.f_blocks.saturating_mul(stat.f_frsize),
+        ))
     }
 
     fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
@@ -121,6 +138,14 @@ impl Landing {
         disk.make_dir(&root, PARTIAL).map_err(|err| failed("make a directory in", err))?;
         let partial = open_dir(&root, PARTIAL).map_err(|err| failed("open a directory in", err))?;
         disk.sync_dir(&root).map_err(|err| failed("sync", err))?;
+        let parent = path.parent().map_or(Ok(()), |above| {
+            open_dir(fs::CWD, above).and_then(|above| disk.sync_dir(&above))
+        });
+        parent.map_err(|err| failed("sync the directory of", err))?;
+        // Two servers on one directory would take each other's files for left-overs.
+        if let Err(err) = fs::flock(&root, FlockOperation::NonBlockingLockExclusive) {
+            return Err(failed("lock (is another server using it?)", err.into()));
+        }
         Ok(Self { disk, path, root, partial })
     }
 
@@ -128,6 +153,13 @@ impl Landing {
     pub fn begin(&self, attempt: AttemptId, size: u64) -> Result<Partial, LandingError> {
         let name = attempt.to_string();
         let failed = |action, source| LandingError { action, name: name.clone(), source };
+        // The size is a client's word: it must not fill the disk, not even by what is reserved for it.
+        let (free, all) =
+            self.disk.space(&self.partial).map_err(|err| failed("find space for", err))?;
+        let keep_free = limits::DISK_FREE_MIN_BYTES.min(all / 20);
+        if size.saturating_add(keep_free) > free {
+            return Err(failed("find space for", io::ErrorKind::StorageFull.into()));
+        }
         let file =
             self.disk.create_new(&self.partial, &name).map_err(|err| failed("create", err))?;
         let partial = Partial { file, attempt, written: 0 };
@@ -166,10 +198,7 @@ impl Landing {
         self.disk
             .rename((&self.partial, &name), (&dir, &name))
             .map_err(|source| partial.failed("rename", source))?;
-        // The name itself, the directory that may be new, and the one it left.
-        let synced =
-            [&dir, &self.root, &self.partial].into_iter().try_for_each(|d| self.disk.sync_dir(d));
-        if let Err(source) = synced {
+        if let Err(source) = self.sync_name(&dir) {
             let err = partial.failed("sync the directory of", source);
             // It is not known to be durable, so it must not be found.
             if let Err(source) = self.disk.remove(&dir, &name) {
@@ -178,6 +207,18 @@ impl Landing {
             return Err(err);
         }
         Ok(())
+    }
+
+    /// Puts the name of a published file on stable storage, whoever gave it that name.
+    pub fn settle(&self, attempt: AttemptId) -> Result<(), LandingError> {
+        let name = attempt.to_string();
+        let synced = open_dir(&self.root, shard(&name)).and_then(|dir| self.sync_name(&dir));
+        synced.map_err(|source| LandingError { action: "sync the directory of", name, source })
+    }
+
+    /// Syncs a shard, the directory above it, which may be new, and the one that the file left.
+    fn sync_name(&self, shard: &OwnedFd) -> io::Result<()> {
+        [shard, &self.root, &self.partial].into_iter().try_for_each(|dir| self.disk.sync_dir(dir))
     }
 
     /// Removes the partial file of an attempt, if there is one.

@@ -205,7 +205,7 @@ impl Metrics {
     }
 }
 
-fn count<K: PartialEq>(counts: &[(K, u64)], key: K) -> i64 {
+fn count<K: PartialEq + Copy>(counts: &[(K, u64)], key: K) -> i64 {
     let count = counts.iter().find(|(each, _)| *each == key).map_or(0, |(_, count)| *count);
     i64::try_from(count).unwrap_or(i64::MAX)
 }

@@ -190,16 +190,18 @@ impl Link {
             FromClient::Heartbeat { seq, .. } => self.send(FromServer::HeartbeatAck { seq }),
             FromClient::Reply { attempt, verdict } => {
                 let done = self.coordinator.replied(&self.session, attempt, verdict).await;
-                self.note(done)
+                note(done);
+                Ok(())
             }
             FromClient::Report(report) => {
                 let attempt = report.attempt;
                 let done = self.coordinator.reported(&self.session, report).await;
                 if done.as_ref().is_err_and(is_passing) {
                     // Not acknowledged: the client sends it again in its next session.
-                    return self.note(done);
+                    note(done);
+                    return Ok(());
                 }
-                self.note(done)?;
+                note(done);
                 self.send(FromServer::ReportAck(attempt))
             }
             FromClient::Goodbye { reason } => Err(End::Goodbye(reason)),
@@ -207,24 +209,24 @@ impl Link {
         }
     }
 
-    /// What a client says of transfers that it does not have is ignored; only our own trouble is worth a line.
-    fn note(&self, done: Result<(), Error>) -> Result<(), End> {
-        if let Err(err) = done {
-            err.log();
-        }
-        Ok(())
-    }
-
     /// Sends what is to be stopped, then commands, as many as the client takes and the outbox holds.
     async fn act(&mut self) -> Result<(), End> {
-        while let Some(attempt) = self.session.next_stop() {
-            self.send(FromServer::Stop(attempt))?;
-        }
         self.claim_at = Instant::now() + limits::CLAIM_POLL;
+        loop {
+            let Ok(slot) = self.outbox.clone().try_reserve_owned() else {
+                // The rest waits for room.
+                self.claim_at = Instant::now() + CLAIM_PAUSE_MIN;
+                return Ok(());
+            };
+            let Some(attempt) = self.session.next_stop() else { break };
+            slot.send(Ok(FromServer::Stop(attempt).into()));
+        }
         loop {
             // Never claim what cannot be sent.
             let Ok(slot) = self.outbox.clone().try_reserve_owned() else { return Ok(()) };
-            match self.coordinator.claim(&self.session, self.jobs_max).await {
+            let claim = self.coordinator.claim(&self.session, self.jobs_max).await;
+            self.session.note_full(matches!(claim, Ok(Claim::Full)));
+            match claim {
                 Ok(Claim::Offered(transfer)) => {
                     tracing::debug!(transfer_id = %transfer.id, epoch = transfer.epoch.0, "offered");
                     slot.send(Ok(FromServer::Download(command(&transfer)).into()));
@@ -237,7 +239,12 @@ impl Link {
                     }
                     return Ok(());
                 }
-                Ok(Claim::Fenced) => return Err(End::Superseded),
+                Ok(Claim::Fenced) => {
+                    // The newer session is in the store, and about to be here: it has this one told by whom.
+                    let told = timeout(SUPERSEDED_WAIT, self.session.superseded.cancelled()).await;
+                    tracing::debug!(told = told.is_ok(), "a newer session was opened");
+                    return Err(End::Superseded);
+                }
                 Err(err) => {
                     err.log();
                     return Ok(());
@@ -274,6 +281,13 @@ impl Link {
         if self.send(word).is_err() {
             tracing::debug!("the client cannot be told why");
         }
+    }
+}
+
+/// What a client says of transfers that it does not have is ignored; only our own trouble is worth a line.
+fn note(done: Result<(), Error>) {
+    if let Err(err) = done {
+        err.log();
     }
 }
 
@@ -314,5 +328,7 @@ impl Quota {
 
 const QUOTA_PERIOD: Duration = Duration::from_secs(10);
 const QUOTA: u32 = limits::CLIENT_MESSAGES_PER_SECOND_MAX * 10;
+/// Between a newer session's record and its arrival here.
+const SUPERSEDED_WAIT: Duration = Duration::from_secs(2);
 /// A transfer that is due is not asked for more often than this.
 const CLAIM_PAUSE_MIN: Duration = Duration::from_millis(20);

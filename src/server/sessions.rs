@@ -3,7 +3,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -36,7 +39,11 @@ pub struct Session {
     pub bell: Notify,
     /// Fires when a newer session has taken over; by whom is in `successor`.
     pub superseded: CancellationToken,
-    successor: Mutex<Option<Arc<Session>>>,
+    /// Fires when it has left.
+    pub ended: CancellationToken,
+    successor: Mutex<Option<Arc<Self>>>,
+    /// The last look at the queue found that the client has as much as it takes.
+    full: AtomicBool,
     /// Attempts that the client must stop.
     stops: Mutex<VecDeque<AttemptId>>,
     heard: Mutex<(Instant, UnixMs)>,
@@ -60,7 +67,9 @@ impl Session {
             since: now,
             bell: Notify::new(),
             superseded: CancellationToken::new(),
+            ended: CancellationToken::new(),
             successor: Mutex::new(None),
+            full: AtomicBool::new(false),
             stops: Mutex::new(VecDeque::new()),
             heard: Mutex::new((Instant::now(), now)),
         }
@@ -88,6 +97,14 @@ impl Session {
 
     pub fn next_stop(&self) -> Option<AttemptId> {
         lock(&self.stops).pop_front()
+    }
+
+    pub fn note_full(&self, full: bool) {
+        self.full.store(full, Ordering::Relaxed);
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     pub fn successor(&self) -> Option<Arc<Self>> {
@@ -129,6 +146,7 @@ impl Sessions {
 
     /// Takes a session out, if it is still the live one. Returns whether it was.
     pub fn leave(&self, session: &Session) -> bool {
+        session.ended.cancel();
         let mut live = lock(&self.live);
         let is_live = live.get(&session.client).is_some_and(|other| other.epoch == session.epoch);
         if is_live {

@@ -85,6 +85,7 @@ pub enum Applied {
 
 /// What a claim brought.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // it lives for a moment, one at a time
 pub enum Claim {
     /// OFFERED, with a new epoch.
     Offered(Transfer),

@@ -10,12 +10,14 @@ use crate::limits;
 /// Sweeps until the server drains, and once more then.
 pub async fn run(coordinator: Arc<Coordinator>) {
     let mut sweep = every(limits::SWEEP);
+    let mut orphans = every(limits::ORPHAN_SWEEP);
     let mut seen = every(limits::SEEN_FLUSH);
     let mut retain = every(limits::RETENTION_SWEEP);
     loop {
         let done = tokio::select! {
             () = coordinator.shutdown.draining().cancelled() => break,
             _ = sweep.tick() => coordinator.sweep().await,
+            _ = orphans.tick() => coordinator.settle_orphans().await,
             _ = seen.tick() => coordinator.flush_seen().await,
             _ = retain.tick() => coordinator.retain().await,
         };

@@ -12,7 +12,10 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::ids::{AttemptId, ClientId, TransferId};
+use crate::{
+    ids::{AttemptId, ClientId, TransferId},
+    limits,
+};
 
 /// The running uploads.
 #[derive(Debug, Default)]
@@ -50,6 +53,8 @@ pub enum Occupied {
     Stopping,
     /// By a newer attempt.
     Newer,
+    /// By as many others as the server serves at a time.
+    Full,
 }
 
 impl Uploads {
@@ -70,6 +75,9 @@ impl Uploads {
             }
             other.stop.cancel();
             return Err((Occupied::Stopping, other.ended.clone()));
+        }
+        if running.len() >= limits::UPLOADS_MAX {
+            return Err((Occupied::Full, CancellationToken::new()));
         }
         let upload = Arc::new(Upload {
             attempt,
@@ -116,7 +124,8 @@ impl Upload {
         if elapsed >= RATE_SAMPLE_SECONDS {
             let bytes = u32::try_from((done - rate.bytes) >> 10).unwrap_or(u32::MAX);
             let sample = f64::from(bytes) * 1024.0 / elapsed;
-            rate.average = Some(rate.average.map_or(sample, |average| (average + sample) / 2.0));
+            rate.average =
+                Some(rate.average.map_or(sample, |average| f64::midpoint(average, sample)));
             rate.since = Instant::now();
             rate.bytes = done;
         }

@@ -131,6 +131,15 @@ impl TestServer {
         id: &str,
         enough: impl Fn(&proto::Transfer) -> bool,
     ) -> proto::Transfer {
+        self.follow_within(id, PATIENCE, enough).await
+    }
+
+    async fn follow_within(
+        &self,
+        id: &str,
+        patience: Duration,
+        enough: impl Fn(&proto::Transfer) -> bool,
+    ) -> proto::Transfer {
         let request =
             proto::WatchTransfersRequest { transfer_id: id.to_owned(), ..Default::default() };
         let follow = async {
@@ -144,7 +153,7 @@ impl TestServer {
             }
             panic!("the transfer ended first: {:?}", self.transfer(id).await);
         };
-        match tokio::time::timeout(PATIENCE, follow).await {
+        match tokio::time::timeout(patience, follow).await {
             Ok(transfer) => transfer,
             Err(_) => panic!("waited too long: {:?}", self.transfer(id).await),
         }
@@ -153,6 +162,11 @@ impl TestServer {
     /// Follows a transfer to its end.
     pub async fn ended(&self, id: &str) -> proto::Transfer {
         self.follow(id, |t| is_final(t.state())).await
+    }
+
+    /// Follows a long transfer to its end.
+    pub async fn ended_within(&self, id: &str, patience: Duration) -> proto::Transfer {
+        self.follow_within(id, patience, |t| is_final(t.state())).await
     }
 
     /// Follows a transfer to COMPLETE, and returns its bytes.

@@ -12,6 +12,7 @@ use crate::{
         sessions::Session,
         store::{Claim, SessionOpening, TransferFilter},
         uploads::{Entered, Occupied},
+        view::Presence,
     },
     status::Reason,
     transfer::{Cause, FailReason, Moment, SourceFile, State, Step, StepError, Transfer},
@@ -82,7 +83,6 @@ impl Coordinator {
                 continue;
             }
             // The command never arrived, or the process that had it is gone.
-            self.uploads.stop(attempt);
             self.broken(attempt, Cause::ClientLost, 0).await?;
         }
         for attempt in running {
@@ -115,6 +115,10 @@ impl Coordinator {
         self.store.note_seen(&[(session.client.clone(), session.last_seen())]).await?;
         for transfer in self.outstanding(session).await? {
             let attempt = attempt_of(&transfer);
+            if self.sessions.find(&session.client).is_some() {
+                // It is back already, and has settled this.
+                break;
+            }
             let is_its_own = transfer.instance == Some(session.instance);
             if transfer.state == State::Offered && is_its_own && !self.is_uploading(attempt) {
                 self.broken(attempt, Cause::ClientLost, 0).await?;
@@ -129,7 +133,7 @@ impl Coordinator {
         Ok(self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await?)
     }
 
-    fn is_uploading(&self, attempt: AttemptId) -> bool {
+    pub(super) fn is_uploading(&self, attempt: AttemptId) -> bool {
         self.uploads.find(attempt.transfer).is_some_and(|upload| upload.attempt == attempt)
     }
 
@@ -178,20 +182,17 @@ impl Coordinator {
         let attempt = report.attempt;
         self.check_owner(session, attempt).await?;
         let detail = report.detail;
-        let (cause, stop) = match report.outcome {
+        let cause = match report.outcome {
             // The record is the truth, and whoever wrote it has told.
             Outcome::Delivered => return Ok(()),
             Outcome::Failed(reason) if !reason.is_worth_retrying() => {
                 let step = Step::Refused { epoch: attempt.epoch, reason, detail };
                 return ignore_late(self.apply(attempt.transfer, step).await);
             }
-            Outcome::Failed(reason) => (Cause::Failed { reason, detail }, true),
-            Outcome::Broken => (Cause::Failed { reason: FailReason::Io, detail }, true),
-            Outcome::Stopped => (Cause::ClientLost, false),
+            Outcome::Failed(reason) => Cause::Failed { reason, detail },
+            Outcome::Broken => Cause::Failed { reason: FailReason::Io, detail },
+            Outcome::Stopped => Cause::ClientStopped,
         };
-        if stop {
-            self.uploads.stop(attempt);
-        }
         let received = self.received(attempt);
         self.broken(attempt, cause, received).await
     }
@@ -201,10 +202,11 @@ impl Coordinator {
         upload.filter(|u| u.attempt == attempt).map_or(0, |u| u.done_bytes())
     }
 
-    /// A client speaks of its own transfers only; others are none of its business, whether they exist or not.
+    /// An instance speaks of the attempts that it was given; others are none of its business, whether they exist or
+    /// not.
     async fn check_owner(&self, session: &Session, attempt: AttemptId) -> Result<(), Error> {
         let transfer = self.store.transfer(attempt.transfer).await?;
-        let is_own = transfer.is_some_and(|t| t.client == session.client);
+        let is_own = transfer.is_some_and(|t| t.instance == Some(session.instance));
         if is_own {
             Ok(())
         } else {
@@ -241,12 +243,17 @@ impl Coordinator {
         Ok((entered, transfer))
     }
 
-    async fn enter(&self, transfer: &Transfer) -> Result<Entered, Error> {
+    async fn enter(self: &Arc<Self>, transfer: &Transfer) -> Result<Entered, Error> {
         let attempt = attempt_of(transfer);
         let until = tokio::time::Instant::now() + OLDER_UPLOAD_WAIT;
         loop {
             match self.uploads.enter(attempt, &transfer.client) {
                 Ok(entered) => return Ok(entered),
+                Err((Occupied::Full, _)) => {
+                    self.broken(attempt, Cause::ServerBusy, 0).await?;
+                    let text = "the server serves as many uploads as it can";
+                    return Err(Error::refused(Reason::ServerBusy, text));
+                }
                 Err((Occupied::Newer, _)) => {
                     let text = "a newer attempt is running";
                     return Err(Error::refused(Reason::StaleEpoch, text));
@@ -281,9 +288,16 @@ impl Coordinator {
 
     /// Returns what it means that the stream of an upload ended by itself. While the client's session lives, it is a
     /// failed attempt; else the client is lost, which is nobody's fault.
-    pub fn cause_of_cut(&self, transfer: &Transfer) -> Cause {
+    pub async fn cause_of_cut(&self, transfer: &Transfer) -> Cause {
         let session = self.sessions.find(&transfer.client);
-        let is_alive = session.is_some_and(|s| Some(s.instance) == transfer.instance);
+        let session = session.filter(|s| Some(s.instance) == transfer.instance);
+        let is_alive = match session {
+            Some(session) if self.sessions.presence_of(&session) == Presence::Online => {
+                // When a client dies, its connections end together, in any order.
+                tokio::time::timeout(limits::CUT_GRACE, session.ended.cancelled()).await.is_err()
+            }
+            _ => false,
+        };
         if is_alive {
             let detail = "the upload ended before its Finish".to_owned();
             Cause::Failed { reason: FailReason::Io, detail }

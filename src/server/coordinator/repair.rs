@@ -7,7 +7,7 @@ use super::{Coordinator, attempt_of, attempts::ignore_late};
 use crate::{
     ids::{TransferId, UnixMs},
     limits,
-    server::{error::Error, store::TransferFilter},
+    server::{error::Error, landing::Landing, store::TransferFilter},
     transfer::{Cause, Content, State, Step, Transfer},
 };
 
@@ -26,7 +26,7 @@ impl Coordinator {
                 self.repair_attempt(&transfer).await?;
             }
         }
-        let partials = self.on_disk(|landing| landing.discard_all()).await?;
+        let partials = self.on_disk(Landing::discard_all).await?;
         let removed = self.remove_unwanted().await?;
         tracing::info!(partials, removed, "repaired what the last run left");
         Ok(())
@@ -35,23 +35,25 @@ impl Coordinator {
     async fn repair_attempt(self: &Arc<Self>, transfer: &Transfer) -> Result<(), Error> {
         let attempt = attempt_of(transfer);
         let epoch = transfer.epoch;
-        if transfer.state == State::Verifying
-            && self.on_disk(move |landing| landing.is_published(attempt)).await?
-        {
-            // Only a verified, synced file gets this name: all that is missing is the record.
-            self.apply(transfer.id, Step::Published { epoch }).await?;
-            return Ok(());
+        let cause = Cause::ServerStopped;
+        if transfer.state != State::Verifying {
+            let step = Step::Broken { epoch, cause, received_bytes: 0 };
+            return ignore_late(self.apply(transfer.id, step).await);
         }
-        let step = Step::Broken { epoch, cause: Cause::ServerStopped, received_bytes: 0 };
-        self.apply(transfer.id, step).await?;
-        Ok(())
+        if !self.on_disk(move |landing| landing.is_published(attempt)).await? {
+            let step = Step::Unpublished { epoch, cause };
+            return ignore_late(self.apply(transfer.id, step).await);
+        }
+        // Only a verified, synced file gets this name; the name itself may not have been synced.
+        self.on_disk(move |landing| landing.settle(attempt)).await?;
+        ignore_late(self.apply(transfer.id, Step::Published { epoch }).await)
     }
 
     /// Removes files that no record wants: deleted on request when the server stopped before it was done, or of an
     /// attempt that was never recorded as published. A file without any record is left alone, and told.
     async fn remove_unwanted(&self) -> Result<u64, Error> {
         let mut removed = 0;
-        for attempt in self.on_disk(|landing| landing.published()).await? {
+        for attempt in self.on_disk(Landing::published).await? {
             match self.store.transfer(attempt.transfer).await? {
                 Some(t) if t.content == Content::Kept && t.epoch == attempt.epoch => {}
                 Some(_) => {
@@ -71,13 +73,29 @@ impl Coordinator {
         for transfer in self.store.overdue(now, offered_before, limits::PAGE_SIZE_MAX).await? {
             if transfer.deadline <= now {
                 let ended = self.apply(transfer.id, Step::DeadlinePassed).await;
-                if ended.is_ok() {
-                    self.stop_attempt(&transfer);
+                if let Ok(ended) = &ended {
+                    self.stop_at_client(ended);
                 }
                 ignore_late(ended)?;
             } else {
                 let step = Step::OfferExpired { epoch: transfer.epoch };
                 ignore_late(self.apply(transfer.id, step).await)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Settles transfers that say they are being received or verified, and of which nothing runs: what their upload
+    /// wanted to note could not be written. Whoever works on one holds its place in `uploads`.
+    pub async fn settle_orphans(self: &Arc<Self>) -> Result<(), Error> {
+        let states = vec![State::Receiving, State::Verifying];
+        let filter = TransferFilter { client: None, states };
+        for transfer in self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await? {
+            let attempt = attempt_of(&transfer);
+            if !self.is_uploading(attempt) {
+                tracing::warn!(transfer_id = %transfer.id, state = ?transfer.state, "settled an orphan");
+                self.repair_attempt(&transfer).await?;
+                self.on_disk(move |landing| landing.discard(attempt)).await?;
             }
         }
         Ok(())

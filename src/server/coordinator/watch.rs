@@ -78,16 +78,14 @@ impl Coordinator {
         if self.shutdown.draining().is_cancelled() {
             return because(WaitingReason::Draining);
         }
-        if self.sessions.find(&transfer.client).is_none() {
+        let Some(session) = self.sessions.find(&transfer.client) else {
             return because(WaitingReason::ClientOffline);
-        }
+        };
         match noted {
-            // It is back: the session is about to claim this.
-            None => because(WaitingReason::ClientBusy),
-            Some(w) if w.reason == WaitingReason::ClientOffline => {
-                because(WaitingReason::ClientBusy)
-            }
-            Some(w) => because(w.reason),
+            Some(w) if w.next_attempt.is_some_and(|next| next > now) => because(w.reason),
+            _ if session.is_full() => because(WaitingReason::ClientBusy),
+            // It is due, and the client is there: the command is about to go out.
+            _ => None,
         }
     }
 
@@ -121,7 +119,7 @@ impl Coordinator {
                 () = self.shutdown.draining().cancelled() => break,
             };
             match change {
-                Ok(changed) if changed.id == id => transfer = changed.as_ref().clone(),
+                Ok(now) if now.id == id => transfer = now.as_ref().clone(),
                 Ok(_) => {}
                 Err(RecvError::Lagged(_)) => transfer = self.record(id).await?,
                 Err(RecvError::Closed) => break,
@@ -133,20 +131,19 @@ impl Coordinator {
     /// Follows transfers. Ends by itself when the server drains, or when the one transfer asked for has ended.
     pub async fn watch(self: &Arc<Self>, query: WatchQuery) -> Result<Watch, Error> {
         let changes = self.changes.subscribe();
-        let (current, seq) = match &query.resume_token {
-            Some(token) => (Vec::new(), self.resume_after(token).await?),
-            None => {
-                // Read before the transfers: a change between is told twice rather than missed.
-                let seq = self.store.last_event().await?;
-                (self.current(&query).await?, seq)
-            }
+        let (current, seq) = if let Some(token) = &query.resume_token {
+            (Vec::new(), self.resume_after(token).await?)
+        } else {
+            // Read before the transfers: a change between is told twice rather than missed.
+            let seq = self.store.last_event().await?;
+            (self.current(&query).await?, seq)
         };
-        let (items, stream) = mpsc::channel(WATCH_BUFFER);
+        let (items, told) = mpsc::channel(WATCH_BUFFER);
         let watcher =
             Watcher { coordinator: Arc::clone(self), query, items, seq, told: HashMap::new() };
         // The task ends when the stream is dropped.
         drop(self.shutdown.spawn(watcher.run(current, changes)));
-        Ok(Box::pin(ReceiverStream::new(stream)))
+        Ok(Box::pin(ReceiverStream::new(told)))
     }
 
     async fn resume_after(&self, token: &str) -> Result<u64, Error> {
@@ -205,6 +202,8 @@ impl Watcher {
         let gone = self.items.clone();
         let mut progress = tokio::time::interval(limits::PROGRESS_EVERY);
         progress.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut catch_up = tokio::time::interval(limits::WATCH_CATCH_UP);
+        catch_up.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut over = self.begin(current).await;
         while over.is_ok() {
             over = tokio::select! {
@@ -215,6 +214,7 @@ impl Watcher {
                     Ok(_) | Err(RecvError::Lagged(_)) => self.tell_events().await,
                     Err(RecvError::Closed) => Err(Over),
                 },
+                _ = catch_up.tick() => self.tell_events().await,
                 _ = progress.tick() => self.tell_progress().await,
             };
         }
@@ -224,19 +224,18 @@ impl Watcher {
         for transfer in current {
             self.tell(WatchKind::Current, transfer).await?;
         }
+        let Some(id) = self.query.transfer.filter(|_| self.query.resume_token.is_some()) else {
+            return self.tell_events().await;
+        };
+        // Read before the events, so that an end between is among them.
+        let transfer = match self.coordinator.record(id).await {
+            Ok(transfer) => transfer,
+            Err(err) => return self.fail(err).await,
+        };
         // What was missed since the resume token.
         self.tell_events().await?;
-        match self.query.transfer {
-            // It had ended before the token: nothing follows.
-            Some(id) if self.query.resume_token.is_some() => {
-                match self.coordinator.record(id).await {
-                    Ok(transfer) if transfer.state.is_final() => Err(Over),
-                    Ok(_) => Ok(()),
-                    Err(err) => self.fail(err).await,
-                }
-            }
-            _ => Ok(()),
-        }
+        // It had ended before the token: nothing follows.
+        if transfer.state.is_final() { Err(Over) } else { Ok(()) }
     }
 
     async fn tell_events(&mut self) -> Result<(), Over> {

@@ -1,5 +1,5 @@
-//! The records in memory, for tests of other parts: what the contract says in the fewest words. It forgets
-//! everything when it is dropped.
+//! The records in memory, for tests of other parts: what the contract says in the fewest words. It
+//! forgets everything when it is dropped.
 
 use std::{
     collections::BTreeMap,
@@ -38,7 +38,8 @@ impl MemoryStore {
         Self::default()
     }
 
-    /// Every verb changes the records in one piece, so that a panic of another leaves nothing half done.
+    /// Every verb changes the records in one piece, so that a panic of another leaves nothing half
+    /// done.
     fn records(&self) -> MutexGuard<'_, Records> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -284,4 +285,44 @@ impl Store for MemoryStore {
     }
 
     async fn close(&self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::transfer::{Consistency, Request};
+
+    #[tokio::test]
+    async fn a_client_may_have_only_so_many_unfinished_transfers() {
+        let store = MemoryStore::new();
+        let opening = SessionOpening {
+            client: "client-1".parse().unwrap(),
+            instance: InstanceId::generate(),
+            jobs_max: 1,
+            version: String::new(),
+            host_name: String::new(),
+            os: String::new(),
+            address: String::new(),
+            allowed_roots: Vec::new(),
+        };
+        store.open_session(&opening, UnixMs(0)).await.unwrap();
+        let request = Request {
+            client: opening.client,
+            path: None,
+            request_id: None,
+            consistency: Consistency::Auto,
+            deadline: Duration::from_secs(1),
+        };
+        let make = || Transfer::new(TransferId::generate(), request.clone(), UnixMs(0));
+        for _ in 1..limits::UNFINISHED_PER_CLIENT_MAX {
+            store.records().write(&make());
+        }
+        assert!(matches!(store.create(&make()).await.unwrap(), Created::New(_)));
+
+        let refused = store.create(&make()).await.unwrap();
+
+        assert_eq!(refused, Created::TooMany(limits::UNFINISHED_PER_CLIENT_MAX));
+    }
 }

@@ -1,8 +1,9 @@
 //! The records in SQLite: one writer, a few readers, one file.
 //!
-//! Every write is `BEGIN IMMEDIATE … COMMIT` on the one write connection, and counts only once COMMIT has answered.
-//! (In autocommit sqlx can report success for a write that failed: it stops at the first row of a `RETURNING`, before
-//! SQLite has committed.) A write that is dropped half-way rolls back.
+//! Every write is `BEGIN IMMEDIATE … COMMIT` on the one write connection, and counts only once
+//! COMMIT has answered. (In autocommit sqlx can report success for a write that failed: it stops at
+//! the first row of a `RETURNING`, before SQLite has committed.) A write that is dropped half-way
+//! rolls back.
 //!
 //! The SQL is meant for PostgreSQL as well: `$1` placeholders, text ids, milliseconds in BIGINT.
 
@@ -41,7 +42,8 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the store that `url` (`sqlite:PATH`) names. The file is made if it is not there, for its owner alone.
+    /// Opens the store that `url` (`sqlite:PATH`) names. The file is made if it is not there, for
+    /// its owner alone.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         let refused = |reason: String| StoreError::Open { url: url.to_owned(), reason };
         let path = path_of(url).map_err(|reason| refused(reason.to_owned()))?;
@@ -49,7 +51,8 @@ impl SqliteStore {
     }
 
     async fn open_file(path: &Path) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        // SQLite gives its journal the mode of the database, and would make that one readable by all.
+        // SQLite gives its journal the mode of the database, and would make that one readable by
+        // all.
         let mut file = tokio::fs::OpenOptions::new();
         file.write(true).create(true).truncate(false).mode(0o600).open(path).await?;
         let options = SqliteConnectOptions::new()
@@ -62,8 +65,9 @@ impl SqliteStore {
             .acquire_timeout(limits::STORE_QUEUE_WAIT)
             .idle_timeout(None)
             .max_lifetime(None)
-            // Where SQLite itself rolled back (disk full, I/O error), sqlx still counts a transaction as open, and
-            // would refuse every later one: such a connection is replaced. The ping waits for a pending rollback.
+            // Where SQLite itself rolled back (disk full, I/O error), sqlx still counts a
+            // transaction as open, and would refuse every later one: such a connection is replaced.
+            // The ping waits for a pending rollback.
             .after_release(|connection, _| {
                 Box::pin(async move {
                     connection.ping().await?;

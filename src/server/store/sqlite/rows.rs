@@ -1,5 +1,5 @@
-//! Rows and records: what a column holds, and how it is written and read back. A row that does not read as what was
-//! written is damage, and is said so.
+//! Rows and records: what a column holds, and how it is written and read back. A row that does not
+//! read as what was written is damage, and is said so.
 
 use serde::{
     Serialize,
@@ -13,10 +13,11 @@ use crate::{
     transfer::{Failure, Finish, SourceFile, Transfer, Waiting},
 };
 
-/// What [`transfer`] reads: a transfer with its file.
+/// What [`transfer`] reads: a transfer with its file. Every one has a file; `LEFT` makes SQLite
+/// begin with transfers, which have the indexes.
 pub(super) const TRANSFER: &str = "SELECT t.*, f.path AS opened_path, f.size_bytes, \
     f.fingerprint, f.digest, f.delivered, f.content \
-    FROM transfers t JOIN files f ON f.transfer_id = t.id AND f.file_index = 0";
+    FROM transfers t LEFT JOIN files f ON f.transfer_id = t.id AND f.file_index = 0";
 
 /// What [`client`] reads: a client with its counts.
 pub(super) const CLIENT: &str = "SELECT c.*, \
@@ -177,7 +178,8 @@ pub(super) fn json(value: &impl Serialize) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|err| StoreError::Corrupt(err.to_string()))
 }
 
-/// SQL has no unsigned numbers. A number that it cannot hold is refused, so that what is read is what was written.
+/// SQL has no unsigned numbers. A number that it cannot hold is refused, so that what is read is
+/// what was written.
 pub(super) fn big(value: u64) -> Result<i64, StoreError> {
     i64::try_from(value).map_err(|_| StoreError::Corrupt(format!("{value} is too large to keep")))
 }
