@@ -34,12 +34,18 @@
 //! - [`limits`], [`ids`], [`chunk`], [`transfer`]: pure; no runtime, no wire, no SQL.
 //! - [`wire`], [`status`]: the only shared files that name protobuf or tonic types.
 //! - [`backoff`], [`settings`], [`shutdown`], [`telemetry`]: support.
+//! - `client`: the link to the server, jobs and uploads, and the local policy that says what may be read.
+//! - `operator`: the tool `fts`.
 //! - `server`: sessions, uploads, records (`server::store`), files (`server::landing`), and what operators see.
 
 pub mod backoff;
 pub mod chunk;
+#[cfg(feature = "client")]
+pub mod client;
 pub mod ids;
 pub mod limits;
+#[cfg(feature = "operator")]
+pub mod operator;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(any(feature = "client", feature = "operator", feature = "server"))]

@@ -2,6 +2,7 @@
 //! protocol by hand and so can misbehave.
 #![allow(dead_code, clippy::missing_panics_doc)] // each test file uses its own part of this
 
+pub mod client;
 pub mod process;
 pub mod raw;
 pub mod server;

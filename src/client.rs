@@ -1,0 +1,164 @@
+//! The client program, as a value: it dials the server, delivers what it is asked for and its policy allows, and never
+//! ends because of what a server says.
+
+use std::{net::SocketAddr, path::Path, sync::Arc};
+
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+pub mod config;
+pub mod demo_file;
+pub mod state_dir;
+
+mod board;
+mod data_connection;
+mod dial;
+#[cfg(test)]
+mod fake_server;
+mod jobs;
+mod link;
+mod policy;
+mod reader;
+mod session;
+mod source;
+mod status_page;
+mod upload;
+
+use board::{Board, Facts};
+use config::{ClientConfig, Shared};
+use data_connection::DataConnection;
+use demo_file::Made;
+use dial::Dialer;
+use jobs::Jobs;
+use link::Link;
+use source::Source;
+use state_dir::StateDir;
+use status_page::StatusPage;
+use upload::Uploader;
+
+use crate::{
+    ids::InstanceId, limits, settings::ConfigError, shutdown::Shutdown, wire::session::Hello,
+};
+
+/// A client that holds its state directory and its status port, and has not dialled yet.
+#[derive(Debug)]
+pub struct Client {
+    dialer: Dialer,
+    hello: Hello,
+    shared: Shared,
+    source: Arc<Source>,
+    board: Arc<Board>,
+    page: Option<StatusPage>,
+}
+
+impl Client {
+    /// Takes what the client needs of this machine, or returns everything that stands in the way.
+    pub fn new(config: ClientConfig) -> Result<Self, ConfigError> {
+        let mut problems = Vec::new();
+        let state_dir = StateDir::open(&config.state_dir);
+        let state_dir = state_dir.map_err(|err| problems.push(err.to_string())).ok();
+        let page = StatusPage::bind(config.status).map_err(|problem| problems.push(problem)).ok();
+        let Some((state_dir, page)) = state_dir.zip(page) else {
+            return Err(ConfigError { problems });
+        };
+        let source = Arc::new(Source::new(&config.shared, Arc::new(state_dir)));
+        let roots: Vec<String> =
+            source.roots().iter().map(|root| root.as_str().to_owned()).collect();
+        let instance = InstanceId::generate();
+        let facts = Facts {
+            id: config.id.to_string(),
+            instance: instance.short(),
+            version: env!("CARGO_PKG_VERSION"),
+            server: config.server.to_string(),
+            default_file: source.default_file().map(|path| path.as_str().to_owned()),
+            allowed_roots: roots.clone(),
+            jobs_max: config.jobs_max,
+        };
+        let hello = Hello {
+            client: config.id,
+            instance,
+            jobs_max: config.jobs_max,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host_name: config.host_name,
+            os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            allowed_roots: within(roots, limits::HELLO_ROOTS_BYTES_MAX),
+            running: Vec::new(),
+        };
+        Ok(Self {
+            dialer: Dialer::tcp(&config.server),
+            hello,
+            shared: config.shared,
+            source,
+            board: Arc::new(Board::new(facts)),
+            page,
+        })
+    }
+
+    /// Returns where the status page is, if there is one.
+    pub fn status_address(&self) -> Option<SocketAddr> {
+        self.page.as_ref().map(StatusPage::address)
+    }
+
+    /// Runs until `shutdown` drains; running uploads may finish until it aborts.
+    pub async fn run(self, shutdown: Shutdown) {
+        let data = DataConnection::new(self.dialer.clone());
+        let uploader = Uploader::new(self.source.clone(), data.clone(), self.hello.instance);
+        let link = Link {
+            jobs: Jobs::new(uploader, self.hello.jobs_max, self.board.clone()),
+            dialer: self.dialer,
+            hello: self.hello,
+            board: self.board.clone(),
+            shutdown: shutdown.clone(),
+        };
+        let page = async {
+            match self.page {
+                Some(page) => page.serve(self.board).await,
+                None => std::future::pending().await,
+            }
+        };
+        let work = async {
+            prepare(self.shared, self.source, &shutdown).await;
+            link.run().await;
+        };
+        // The other two serve the first, and end with it.
+        tokio::select! {
+            () = work => {}
+            () = data.close_when_idle() => {}
+            () = async { page.await; std::future::pending().await } => {}
+        }
+    }
+}
+
+/// Makes the demo file, or opens the roots. A disk that hangs holds up only what needs it.
+async fn prepare(shared: Shared, source: Arc<Source>, shutdown: &Shutdown) {
+    let preparing = spawn_blocking(move || match shared {
+        Shared::DemoFile { path, size } => {
+            let path = path.as_str();
+            match demo_file::make_once(Path::new(path), size) {
+                Ok(Made::New) => tracing::info!(?path, size, "made the demo file"),
+                Ok(Made::AlreadyThere) => {}
+                Err(err) => tracing::warn!(?path, error = %err, "cannot make the demo file"),
+            }
+        }
+        Shared::Roots(_) => source.hold_roots(),
+    });
+    tokio::select! {
+        // Whatever is not ready by then is tried when it is asked for.
+        prepared = timeout(limits::PREPARE_WAIT, preparing) => {
+            if !matches!(prepared, Ok(Ok(()))) {
+                tracing::warn!("the files to share are not ready yet");
+            }
+        }
+        () = shutdown.draining().cancelled() => {}
+    }
+}
+
+/// Returns as many of the texts as fit.
+fn within(texts: Vec<String>, bytes_max: usize) -> Vec<String> {
+    let mut left = Some(bytes_max);
+    let fits = |text: &String| {
+        left = left.and_then(|left| left.checked_sub(text.len()));
+        left.is_some()
+    };
+    texts.into_iter().take_while(fits).collect()
+}

@@ -1,0 +1,130 @@
+//! What the client is doing now, for its status page: written by the link and the jobs, read by the page.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    time::SystemTime,
+};
+
+use serde::Serialize;
+
+use super::upload::Progress;
+use crate::ids::SessionEpoch;
+
+/// What does not change while the process lives.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Facts {
+    pub(super) id: String,
+    /// Enough to tell two apart; the whole of it is a secret.
+    pub(super) instance: String,
+    pub(super) version: &'static str,
+    pub(super) server: String,
+    pub(super) default_file: Option<String>,
+    pub(super) allowed_roots: Vec<String>,
+    pub(super) jobs_max: u32,
+}
+
+#[derive(Debug)]
+pub(super) struct Board {
+    facts: Facts,
+    now: Mutex<Now>,
+}
+
+#[derive(Debug)]
+struct Now {
+    session: Option<SessionEpoch>,
+    since: SystemTime,
+    last_server_contact: Option<SystemTime>,
+    last_error: Option<String>,
+    transfers: Vec<Arc<Progress>>,
+}
+
+/// The page, as it is written in JSON.
+#[derive(Debug, Serialize)]
+pub(super) struct Page {
+    #[serde(flatten)]
+    facts: Facts,
+    session: Session,
+    last_server_contact: Option<String>,
+    last_error: Option<String>,
+    transfers: Vec<Transfer>,
+}
+
+#[derive(Debug, Serialize)]
+struct Session {
+    connected: bool,
+    epoch: Option<u64>,
+    /// Connected or not, since when.
+    since: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Transfer {
+    #[serde(rename = "transfer_id")]
+    id: String,
+    epoch: u64,
+    path: String,
+    bytes_sent: u64,
+    size: u64,
+}
+
+impl Board {
+    pub(super) fn new(facts: Facts) -> Self {
+        let now = Now {
+            session: None,
+            since: SystemTime::now(),
+            last_server_contact: None,
+            last_error: None,
+            transfers: Vec::new(),
+        };
+        Self { facts, now: Mutex::new(now) }
+    }
+
+    pub(super) fn connected(&self, epoch: SessionEpoch) {
+        let mut now = self.lock();
+        now.session = Some(epoch);
+        now.since = SystemTime::now();
+    }
+
+    pub(super) fn disconnected(&self, why: &str) {
+        let mut now = self.lock();
+        if now.session.take().is_some() {
+            now.since = SystemTime::now();
+        }
+        now.last_error = Some(why.to_owned());
+    }
+
+    pub(super) fn heard(&self) {
+        self.lock().last_server_contact = Some(SystemTime::now());
+    }
+
+    pub(super) fn transfers(&self, running: Vec<Arc<Progress>>) {
+        self.lock().transfers = running;
+    }
+
+    pub(super) fn page(&self) -> Page {
+        let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
+        let now = self.lock();
+        let transfers = now.transfers.iter().map(|progress| Transfer {
+            id: progress.attempt.transfer.to_string(),
+            epoch: progress.attempt.epoch.0,
+            path: progress.path.clone(),
+            bytes_sent: progress.sent.load(Ordering::Relaxed),
+            size: progress.size.load(Ordering::Relaxed),
+        });
+        Page {
+            facts: self.facts.clone(),
+            session: Session {
+                connected: now.session.is_some(),
+                epoch: now.session.map(|epoch| epoch.0),
+                since: time(now.since),
+            },
+            last_server_contact: now.last_server_contact.map(time),
+            last_error: now.last_error.clone(),
+            transfers: transfers.collect(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

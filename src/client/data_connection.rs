@@ -1,0 +1,91 @@
+//! The connection of the uploads: opened by the first one, shared by all, and closed after a while without one. It is
+//! never the one of `Connect`, so that file bytes cannot delay a heartbeat.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep_until},
+};
+use tonic::transport::Channel;
+
+use super::dial::Dialer;
+use crate::limits;
+
+#[derive(Debug)]
+pub(super) struct DataConnection {
+    dialer: Dialer,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    channel: Option<Channel>,
+    leases: usize,
+    /// Since when there has been no lease.
+    idle_since: Option<Instant>,
+}
+
+/// The right to use the connection; as long as there is one, it stays open.
+#[derive(Debug)]
+pub(super) struct Lease {
+    connection: Arc<DataConnection>,
+    pub(super) channel: Channel,
+}
+
+impl DataConnection {
+    pub(super) fn new(dialer: Dialer) -> Arc<Self> {
+        Arc::new(Self { dialer, state: Mutex::default(), changed: Notify::new() })
+    }
+
+    pub(super) fn lease(self: &Arc<Self>) -> Lease {
+        let mut state = self.lock();
+        state.leases += 1;
+        state.idle_since = None;
+        let channel = state.channel.get_or_insert_with(|| self.dialer.data()).clone();
+        Lease { connection: self.clone(), channel }
+    }
+
+    /// Closes the connection whenever it has been idle for long enough. Never ends.
+    pub(super) async fn close_when_idle(&self) {
+        loop {
+            let changed = self.changed.notified();
+            match self.close_at() {
+                None => changed.await,
+                Some(at) => {
+                    sleep_until(at).await;
+                    self.close_idle();
+                }
+            }
+        }
+    }
+
+    fn close_at(&self) -> Option<Instant> {
+        self.lock().idle_since.map(|since| since + limits::DATA_CONNECTION_IDLE)
+    }
+
+    fn close_idle(&self) {
+        let mut state = self.lock();
+        let until = state.idle_since.map(|since| since + limits::DATA_CONNECTION_IDLE);
+        if until.is_some_and(|until| until <= Instant::now()) {
+            state.channel = None;
+            state.idle_since = None;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut state = self.connection.lock();
+        state.leases -= 1;
+        if state.leases == 0 {
+            state.idle_since = Some(Instant::now());
+            self.connection.changed.notify_one();
+        }
+    }
+}

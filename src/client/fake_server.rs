@@ -1,0 +1,235 @@
+//! A server for the client's tests: it speaks the protocol over pipes in memory, and leaves every decision to the test.
+
+use std::{io, pin::Pin, sync::Arc, time::Duration};
+
+use tempfile::TempDir;
+use tokio::{
+    io::DuplexStream,
+    sync::{mpsc, oneshot},
+    task::JoinSet,
+};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    board::{Board, Facts},
+    config::Shared,
+    data_connection::DataConnection,
+    dial::{Dialer, Io},
+    jobs::Jobs,
+    link::Link,
+    source::Source,
+    state_dir::StateDir,
+    upload::Uploader,
+};
+use crate::{
+    ids::{InstanceId, SessionEpoch},
+    limits,
+    shutdown::Shutdown,
+    wire::{
+        proto::{
+            ClientMessage, ServerMessage, UploadFileRequest, UploadFileResponse,
+            file_transfer_server::{FileTransfer, FileTransferServer},
+        },
+        session::{FromClient, FromServer, Hello, Report, Upload},
+    },
+};
+
+pub(super) struct FakeServer {
+    pub(super) dialer: Dialer,
+    sessions: mpsc::Receiver<FakeSession>,
+    uploads: mpsc::Receiver<FakeUpload>,
+    _tasks: JoinSet<()>,
+}
+
+/// One `Connect`, on which nothing has been answered but what the test said.
+pub(super) struct FakeSession {
+    pub(super) hello: Hello,
+    inbound: Streaming<ClientMessage>,
+    outbound: mpsc::Sender<Result<ServerMessage, Status>>,
+}
+
+/// One `UploadFile`.
+pub(super) struct FakeUpload {
+    inbound: Streaming<UploadFileRequest>,
+    answer: oneshot::Sender<Result<UploadFileResponse, Status>>,
+}
+
+struct Service {
+    sessions: mpsc::Sender<FakeSession>,
+    uploads: mpsc::Sender<FakeUpload>,
+}
+
+#[tonic::async_trait]
+impl FileTransfer for Service {
+    type ConnectStream = Pin<Box<dyn Stream<Item = Result<ServerMessage, Status>> + Send>>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<ClientMessage>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let mut inbound = request.into_inner();
+        let first = inbound.message().await?.expect("a first message");
+        let FromClient::Hello(hello) = first.try_into().expect("well-formed") else {
+            panic!("the first message is no Hello");
+        };
+        let (outbound, messages) = mpsc::channel(64);
+        let session = FakeSession { hello, inbound, outbound };
+        // A test that has ended needs no session.
+        let _ = self.sessions.send(session).await;
+        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
+    }
+
+    async fn upload_file(
+        &self,
+        request: Request<Streaming<UploadFileRequest>>,
+    ) -> Result<Response<UploadFileResponse>, Status> {
+        let (answer, answered) = oneshot::channel();
+        let upload = FakeUpload { inbound: request.into_inner(), answer };
+        let _ = self.uploads.send(upload).await;
+        let gone = |_| Err(Status::unavailable("the test dropped the upload"));
+        answered.await.unwrap_or_else(gone).map(Response::new)
+    }
+}
+
+impl FakeServer {
+    pub(super) fn start() -> Self {
+        let (dials, dialled) = mpsc::channel::<io::Result<DuplexStream>>(16);
+        let (session, sessions) = mpsc::channel(16);
+        let (upload, uploads) = mpsc::channel(16);
+        let service = Service { sessions: session, uploads: upload };
+        let service = FileTransferServer::new(service)
+            .max_decoding_message_size(limits::UPLOAD_MESSAGE_BYTES_MAX);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming(ReceiverStream::new(dialled))
+                .await
+                .expect("served");
+        });
+        let dialer = Dialer::new("http://fake".parse().expect("a URI"), move || {
+            let dials = dials.clone();
+            Box::pin(async move {
+                let (here, there) = tokio::io::duplex(1 << 20);
+                let gone = |_| io::Error::from(io::ErrorKind::ConnectionRefused);
+                dials.send(Ok(there)).await.map_err(gone)?;
+                Ok(Box::new(here) as Box<dyn Io>)
+            })
+        });
+        Self { dialer, sessions, uploads, _tasks: tasks }
+    }
+
+    /// Returns the next `Connect`, without a Welcome.
+    pub(super) async fn hello(&mut self) -> FakeSession {
+        self.sessions.recv().await.expect("the server runs")
+    }
+
+    /// Returns the next `Connect`, welcome, with the usual heartbeat.
+    pub(super) async fn session(&mut self) -> FakeSession {
+        let session = self.hello().await;
+        let welcome = FromServer::Welcome {
+            session: SessionEpoch(1),
+            heartbeat: Duration::from_secs(25),
+            silence: Duration::from_secs(55),
+        };
+        session.say(welcome).await;
+        session
+    }
+
+    pub(super) async fn upload(&mut self) -> FakeUpload {
+        self.uploads.recv().await.expect("the server runs")
+    }
+}
+
+impl FakeSession {
+    pub(super) async fn say(&self, message: FromServer) {
+        self.outbound.send(Ok(message.into())).await.expect("the stream is open");
+    }
+
+    pub(super) fn say_raw(&self, message: ServerMessage) {
+        self.outbound.try_send(Ok(message)).expect("the stream is open, and has room");
+    }
+
+    /// Returns the next message; `None` at the end of the stream.
+    pub(super) async fn next(&mut self) -> Option<FromClient> {
+        let message = self.inbound.next().await?.ok()?;
+        Some(message.try_into().expect("well-formed"))
+    }
+
+    /// Returns the next report; other messages are skipped.
+    pub(super) async fn report(&mut self) -> Report {
+        loop {
+            match self.next().await.expect("a report comes") {
+                FromClient::Report(report) => return report,
+                _ => continue,
+            }
+        }
+    }
+}
+
+impl FakeUpload {
+    /// Returns the next message; `None` at the end of the stream.
+    pub(super) async fn next(&mut self) -> Option<Upload> {
+        let message = self.inbound.next().await?.ok()?;
+        Some(message.try_into().expect("well-formed"))
+    }
+
+    pub(super) fn answer(self, answer: Result<UploadFileResponse, Status>) {
+        self.answer.send(answer).expect("the client waits");
+    }
+}
+
+/// A client's link with a directory of its own, `root`, which alone it may read.
+pub(super) struct Client {
+    pub(super) temp: TempDir,
+    shutdown: Shutdown,
+}
+
+impl Client {
+    pub(super) fn start(server: &FakeServer) -> Self {
+        let temp = tempfile::tempdir().expect("a directory");
+        let root = temp.path().join("root");
+        std::fs::create_dir(&root).expect("made");
+        let state = StateDir::open(&temp.path().join("state")).expect("free");
+        let root = root.to_str().expect("text").parse().expect("a path");
+        let source = Source::new(&Shared::Roots(vec![root]), Arc::new(state));
+        let instance = InstanceId::generate();
+        let data = DataConnection::new(server.dialer.clone());
+        let uploader = Uploader::new(Arc::new(source), data, instance);
+        let board = Arc::new(Board::new(Facts {
+            id: "client-1".into(),
+            instance: instance.short(),
+            version: "1",
+            server: "fake".into(),
+            default_file: None,
+            allowed_roots: vec![],
+            jobs_max: 2,
+        }));
+        let hello = Hello {
+            client: "client-1".parse().expect("an id"),
+            instance,
+            jobs_max: 2,
+            version: String::new(),
+            host_name: String::new(),
+            os: String::new(),
+            allowed_roots: vec![],
+            running: vec![],
+        };
+        let shutdown = Shutdown::new();
+        let link = Link {
+            dialer: server.dialer.clone(),
+            hello,
+            jobs: Jobs::new(uploader, 2, board.clone()),
+            board,
+            shutdown: shutdown.clone(),
+        };
+        shutdown.spawn(link.run());
+        Self { temp, shutdown }
+    }
+
+    /// Ends it as a signal does.
+    pub(super) async fn stop(self) {
+        assert!(self.shutdown.run_down(limits::DRAIN_WAIT, limits::ABORT_WAIT).await);
+    }
+}

@@ -1,0 +1,409 @@
+//! The attempts of this process: which run, which ended, and which reports the server has not taken. They outlive every
+//! connection. A command is known by (transfer, epoch), so that one that comes twice runs once.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    future::pending,
+    sync::{Arc, atomic::Ordering},
+};
+
+use tokio::task::{Id, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::{
+    board::Board,
+    upload::{Progress, Uploader},
+};
+use crate::{
+    ids::{AttemptId, TransferId},
+    limits, telemetry,
+    wire::session::{Command, Outcome, Report, Verdict},
+};
+
+/// What is to be done about a command.
+#[derive(Debug, PartialEq, Eq)]
+enum Decision {
+    Start,
+    /// It runs.
+    Known,
+    /// It ran, and ended so.
+    Ended(Report),
+    Refuse(Verdict),
+}
+
+/// What may be started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    ForOneMore,
+    /// Only in the place of one that runs.
+    ForAnother,
+    Nothing,
+}
+
+/// The commands that are known: the latest of each transfer.
+#[derive(Debug, Default)]
+struct Table {
+    known: HashMap<TransferId, Known>,
+    /// Those that ended, oldest first; some may have been replaced since.
+    ended: VecDeque<AttemptId>,
+}
+
+#[derive(Debug)]
+struct Known {
+    command: Command,
+    /// `None` while it runs.
+    report: Option<Report>,
+}
+
+impl Table {
+    /// Decides about `command`.
+    fn decide(&self, command: &Command, room: Room) -> Decision {
+        let AttemptId { transfer, epoch } = command.attempt;
+        let start_if = |fits| if fits { Decision::Start } else { Decision::Refuse(Verdict::Busy) };
+        let Some(known) = self.known.get(&transfer) else {
+            return start_if(room == Room::ForOneMore);
+        };
+        let latest = known.command.attempt.epoch;
+        if epoch < latest {
+            return Decision::Refuse(Verdict::StaleEpoch);
+        }
+        if epoch == latest {
+            return match &known.report {
+                _ if known.command != *command => Decision::Refuse(Verdict::Conflict),
+                Some(report) => Decision::Ended(report.clone()),
+                None => Decision::Known,
+            };
+        }
+        let is_running = known.report.is_none();
+        start_if(room == Room::ForOneMore || (room == Room::ForAnother && is_running))
+    }
+
+    fn start(&mut self, command: Command) {
+        self.known.insert(command.attempt.transfer, Known { command, report: None });
+    }
+
+    fn end(&mut self, report: &Report) {
+        let attempt = report.attempt;
+        let Some(known) = self.known.get_mut(&attempt.transfer) else { return };
+        // A newer attempt has taken its place.
+        if known.command.attempt != attempt {
+            return;
+        }
+        known.report = Some(report.clone());
+        self.ended.push_back(attempt);
+        if self.ended.len() > limits::COMMANDS_REMEMBERED_MAX
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            let latest = self.known.get(&oldest.transfer).map(|known| known.command.attempt);
+            if latest == Some(oldest) {
+                self.known.remove(&oldest.transfer);
+            }
+        }
+    }
+}
+
+/// Reports that the server has not acknowledged, in order, and whether this session has told them.
+#[derive(Debug, Default)]
+struct Reports {
+    kept: Vec<(Report, Told)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    No,
+    Yes,
+}
+
+impl Reports {
+    fn keep(&mut self, report: Report) {
+        match self.kept.iter_mut().find(|(kept, _)| kept.attempt == report.attempt) {
+            Some(kept) => *kept = (report, Told::No),
+            None => self.kept.push((report, Told::No)),
+        }
+    }
+
+    fn next(&mut self) -> Option<Report> {
+        let (report, told) = self.kept.iter_mut().find(|(_, told)| *told == Told::No)?;
+        *told = Told::Yes;
+        Some(report.clone())
+    }
+}
+
+/// A running attempt.
+#[derive(Debug)]
+struct Running {
+    stop: CancellationToken,
+    /// Fires when its task has ended.
+    ended: CancellationToken,
+    progress: Arc<Progress>,
+}
+
+/// Runs commands, at most so many at a time. Its owner polls [`Jobs::next_ended`]; dropping it ends all.
+#[derive(Debug)]
+pub(super) struct Jobs {
+    uploader: Arc<Uploader>,
+    board: Arc<Board>,
+    running_max: usize,
+    taking: bool,
+    table: Table,
+    running: HashMap<TransferId, Running>,
+    tasks: JoinSet<Report>,
+    /// Whose task it is, for one that panics.
+    attempts: HashMap<Id, AttemptId>,
+    reports: Reports,
+}
+
+impl Jobs {
+    pub(super) fn new(uploader: Uploader, jobs_max: u32, board: Arc<Board>) -> Self {
+        Self {
+            uploader: Arc::new(uploader),
+            board,
+            running_max: jobs_max as usize,
+            taking: true,
+            table: Table::default(),
+            running: HashMap::new(),
+            tasks: JoinSet::new(),
+            attempts: HashMap::new(),
+            reports: Reports::default(),
+        }
+    }
+
+    /// Takes a command, and returns the answer to it.
+    pub(super) fn command(&mut self, command: Command) -> Verdict {
+        match self.table.decide(&command, self.room()) {
+            Decision::Start => {
+                self.start(command);
+                Verdict::Accepted
+            }
+            Decision::Known => Verdict::Accepted,
+            Decision::Ended(report) => {
+                self.reports.keep(report);
+                Verdict::Accepted
+            }
+            Decision::Refuse(verdict) => verdict,
+        }
+    }
+
+    fn room(&self) -> Room {
+        // Each command that is taken makes a report, and reports are kept: so their bound is one of commands.
+        let reports = self.reports.kept.len() + self.tasks.len();
+        if !self.taking || reports >= limits::REPORTS_MAX {
+            Room::Nothing
+        } else if self.running.len() >= self.running_max {
+            Room::ForAnother
+        } else {
+            Room::ForOneMore
+        }
+    }
+
+    fn start(&mut self, command: Command) {
+        let attempt = command.attempt;
+        self.table.start(command.clone());
+        let running = Running {
+            stop: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            progress: Arc::new(Progress::new(&command)),
+        };
+        let (stop, progress) = (running.stop.clone(), running.progress.clone());
+        let ended = running.ended.clone().drop_guard();
+        let older = self.running.insert(attempt.transfer, running).map(|older| {
+            older.stop.cancel();
+            older.ended
+        });
+        let uploader = self.uploader.clone();
+        let task = async move {
+            let _ended = ended;
+            if let Some(older) = older {
+                older.cancelled().await;
+            }
+            uploader.run(&command, &stop, &progress).await
+        };
+        let span = telemetry::transfer_span(attempt.transfer);
+        let task = self.tasks.spawn(task.instrument(span));
+        self.attempts.insert(task.id(), attempt);
+        self.show();
+    }
+
+    /// Stops this attempt, and any older one of its transfer.
+    pub(super) fn stop(&self, attempt: AttemptId) {
+        if let Some(running) = self.running.get(&attempt.transfer)
+            && running.progress.attempt.epoch <= attempt.epoch
+        {
+            running.stop.cancel();
+        }
+    }
+
+    pub(super) fn stop_all(&self) {
+        self.running.values().for_each(|running| running.stop.cancel());
+    }
+
+    /// From now on every new command is answered with Busy.
+    pub(super) fn take_no_more(&mut self) {
+        self.taking = false;
+    }
+
+    /// Waits until an attempt ends, and keeps its report. Never returns while none runs. Cancel safe.
+    pub(super) async fn next_ended(&mut self) {
+        let report = match self.tasks.join_next_with_id().await {
+            None => pending().await,
+            Some(Ok((id, report))) => {
+                self.attempts.remove(&id);
+                report
+            }
+            Some(Err(err)) => {
+                tracing::error!(error = %err, "an upload panicked");
+                let Some(attempt) = self.attempts.remove(&err.id()) else { return };
+                let detail = "the client met an error of its own".to_owned();
+                Report { attempt, outcome: Outcome::Broken, detail }
+            }
+        };
+        let attempt = report.attempt;
+        if self.running.get(&attempt.transfer).is_some_and(|r| r.progress.attempt == attempt) {
+            self.running.remove(&attempt.transfer);
+        }
+        self.table.end(&report);
+        self.reports.keep(report);
+        self.show();
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    pub(super) fn running(&self) -> Vec<AttemptId> {
+        self.running.values().map(|running| running.progress.attempt).collect()
+    }
+
+    pub(super) fn progress(&self) -> Vec<(AttemptId, u64)> {
+        let each = self.running.values().map(|running| &running.progress);
+        each.map(|p| (p.attempt, p.sent.load(Ordering::Relaxed))).collect()
+    }
+
+    /// Whether there is a report that this session has not told.
+    pub(super) fn has_report(&self) -> bool {
+        self.reports.kept.iter().any(|(_, told)| *told == Told::No)
+    }
+
+    pub(super) fn next_report(&mut self) -> Option<Report> {
+        self.reports.next()
+    }
+
+    /// Lets all reports be told again: in a new session, and when an answer is late.
+    pub(super) fn tell_again(&mut self) {
+        self.reports.kept.iter_mut().for_each(|(_, told)| *told = Told::No);
+    }
+
+    /// The server has taken the report.
+    pub(super) fn acknowledged(&mut self, attempt: AttemptId) {
+        self.reports.kept.retain(|(report, _)| report.attempt != attempt);
+    }
+
+    fn show(&self) {
+        self.board.transfers(self.running.values().map(|r| r.progress.clone()).collect());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ids::Epoch, transfer::Consistency};
+
+    fn command(transfer: TransferId, epoch: u64) -> Command {
+        Command {
+            attempt: AttemptId { transfer, epoch: Epoch(epoch) },
+            path: Ok(None),
+            consistency: Consistency::Auto,
+            size_max: 1,
+        }
+    }
+
+    fn delivered(command: &Command) -> Report {
+        Report { attempt: command.attempt, outcome: Outcome::Delivered, detail: String::new() }
+    }
+
+    #[test]
+    fn a_command_runs_once_whatever_is_repeated() {
+        let transfer = TransferId::generate();
+        let mut table = Table::default();
+        let second = command(transfer, 2);
+        let other_body = Command { size_max: 9, ..second.clone() };
+        assert_eq!(table.decide(&second, Room::ForOneMore), Decision::Start);
+        table.start(second.clone());
+
+        for room in [Room::ForOneMore, Room::ForAnother, Room::Nothing] {
+            assert_eq!(table.decide(&second, room), Decision::Known);
+            let lower = table.decide(&command(transfer, 1), room);
+            assert_eq!(lower, Decision::Refuse(Verdict::StaleEpoch));
+            let conflict = table.decide(&other_body, room);
+            assert_eq!(conflict, Decision::Refuse(Verdict::Conflict));
+            // It takes the place of the running one.
+            let busy = Decision::Refuse(Verdict::Busy);
+            let higher = if room == Room::Nothing { busy } else { Decision::Start };
+            assert_eq!(table.decide(&command(transfer, 3), room), higher);
+        }
+
+        table.end(&delivered(&second));
+        assert_eq!(table.decide(&second, Room::Nothing), Decision::Ended(delivered(&second)));
+        assert_eq!(
+            table.decide(&other_body, Room::ForOneMore),
+            Decision::Refuse(Verdict::Conflict)
+        );
+        let lower = table.decide(&command(transfer, 1), Room::ForOneMore);
+        assert_eq!(lower, Decision::Refuse(Verdict::StaleEpoch));
+        assert_eq!(table.decide(&command(transfer, 3), Room::ForOneMore), Decision::Start);
+        let busy = Decision::Refuse(Verdict::Busy);
+        assert_eq!(table.decide(&command(transfer, 3), Room::ForAnother), busy);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_not_remembered() {
+        let table = Table::default();
+        let one = command(TransferId::generate(), 1);
+        assert_eq!(table.decide(&one, Room::ForAnother), Decision::Refuse(Verdict::Busy));
+        assert_eq!(table.decide(&one, Room::ForOneMore), Decision::Start);
+    }
+
+    #[test]
+    fn an_older_attempt_that_ends_late_changes_nothing() {
+        let transfer = TransferId::generate();
+        let mut table = Table::default();
+        table.start(command(transfer, 1));
+        table.start(command(transfer, 2));
+        table.end(&delivered(&command(transfer, 1)));
+        assert_eq!(table.decide(&command(transfer, 2), Room::ForOneMore), Decision::Known);
+    }
+
+    #[test]
+    fn ended_commands_are_forgotten_oldest_first() {
+        let mut table = Table::default();
+        let first = command(TransferId::generate(), 1);
+        let running = command(TransferId::generate(), 1);
+        table.start(running.clone());
+        for each in std::iter::once(first.clone()).chain(
+            std::iter::repeat_with(|| command(TransferId::generate(), 1))
+                .take(limits::COMMANDS_REMEMBERED_MAX),
+        ) {
+            table.start(each.clone());
+            table.end(&delivered(&each));
+        }
+        assert_eq!(table.known.len(), limits::COMMANDS_REMEMBERED_MAX + 1);
+        assert_eq!(table.decide(&first, Room::ForOneMore), Decision::Start);
+        assert_eq!(table.decide(&running, Room::ForOneMore), Decision::Known);
+    }
+
+    #[test]
+    fn reports_are_told_once_a_session_and_kept_until_taken() {
+        let one = delivered(&command(TransferId::generate(), 1));
+        let two = delivered(&command(TransferId::generate(), 1));
+        let mut reports = Reports::default();
+        reports.keep(one.clone());
+        reports.keep(two.clone());
+        assert_eq!(reports.next(), Some(one.clone()));
+        assert_eq!(reports.next(), Some(two));
+        assert_eq!(reports.next(), None);
+        reports.keep(one.clone());
+        assert_eq!(reports.next(), Some(one));
+        assert_eq!(reports.kept.len(), 2);
+    }
+}

@@ -1,0 +1,318 @@
+//! The control connection: dials, keeps one session alive, dials again. It never gives up, and nothing that a server says
+//! ends the process. What runs, and what is to be reported, lives in [`Jobs`] and outlives every session.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{
+    board::Board,
+    dial::Dialer,
+    jobs::Jobs,
+    session::{End, Session},
+};
+use crate::{backoff::Backoff, limits, shutdown::Shutdown, wire::session::Hello};
+
+/// Owns the sessions, one after the other, and the jobs.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) dialer: Dialer,
+    /// Without the attempts that run, which are filled in for each session.
+    pub(super) hello: Hello,
+    pub(super) jobs: Jobs,
+    pub(super) board: Arc<Board>,
+    pub(super) shutdown: Shutdown,
+}
+
+impl Link {
+    /// Runs until the shutdown has drained: running uploads may finish until it aborts.
+    pub(super) async fn run(mut self) {
+        let mut backoff = Backoff::new(limits::DIAL_PAUSE_MIN, limits::DIAL_PAUSE_MAX);
+        while !self.shutdown.draining().is_cancelled() {
+            let begun = Instant::now();
+            let end = self.session().await;
+            if begun.elapsed() >= limits::STABLE_AFTER && end.was_welcome() {
+                backoff.reset();
+            }
+            if matches!(end, End::Left) {
+                return;
+            }
+            self.tell(&end);
+            self.pause(pause_after(&end, &mut backoff)).await;
+        }
+        self.drain().await;
+    }
+
+    /// Holds one session, from dialling to its end.
+    async fn session(&mut self) -> End {
+        self.hello.running = self.jobs.running();
+        let draining = self.shutdown.draining().clone();
+        let opening = timeout(
+            limits::WELCOME_WAIT,
+            Session::open(&self.dialer, self.hello.clone(), &self.board),
+        );
+        let opened = tokio::select! {
+            opened = opening => opened.unwrap_or_else(|_| {
+                let wait = limits::WELCOME_WAIT.as_secs();
+                Err(End::Refused(format!("no Welcome within {wait} seconds")))
+            }),
+            () = draining.cancelled() => return End::Refused("ending".to_owned()),
+        };
+        match opened {
+            Ok(session) => {
+                tracing::info!(
+                    client_id = %self.hello.client, server = %self.dialer, epoch = session.epoch.0, "registered"
+                );
+                self.board.connected(session.epoch);
+                self.jobs.tell_again();
+                session.run(&mut self.jobs, &self.board, &self.shutdown).await
+            }
+            Err(end) => end,
+        }
+    }
+
+    fn tell(&self, end: &End) {
+        let text = end.to_string();
+        self.board.disconnected(&text);
+        match end {
+            End::Superseded { host_name, address, .. } => tracing::error!(
+                client_id = %self.hello.client, ?host_name, ?address,
+                "two machines share this client id: the other one has taken over"
+            ),
+            End::Drained { .. } | End::Left => tracing::info!(reason = text, "disconnected"),
+            End::Refused(_) | End::Lost(_) | End::Silent(_) => {
+                tracing::warn!(server = %self.dialer, reason = text, "no session; trying again");
+            }
+        }
+    }
+
+    /// Waits, while attempts go on ending.
+    async fn pause(&mut self, pause: Duration) {
+        let draining = self.shutdown.draining().clone();
+        let pause = sleep(pause);
+        tokio::pin!(pause);
+        loop {
+            tokio::select! {
+                () = &mut pause => return,
+                () = draining.cancelled() => return,
+                () = self.jobs.next_ended() => {}
+            }
+        }
+    }
+
+    /// Without a session: running uploads may finish until the shutdown aborts.
+    async fn drain(mut self) {
+        let aborting = self.shutdown.aborting().clone();
+        while !self.jobs.is_idle() {
+            tokio::select! {
+                () = aborting.cancelled() => return,
+                () = self.jobs.next_ended() => {}
+            }
+        }
+    }
+}
+
+/// Returns how long to stay away.
+fn pause_after(end: &End, backoff: &mut Backoff) -> Duration {
+    match end {
+        End::Superseded { reconnect_after, .. } => {
+            let least = (*reconnect_after).max(limits::SUPERSEDED_PAUSE);
+            // No hint keeps a client away for longer than this, jitter included.
+            (least + least.mul_f64(fastrand::f64())).min(limits::RECONNECT_HINT_MAX).max(least)
+        }
+        // The hint by itself could be zero, again and again.
+        End::Drained { reconnect_after } => {
+            *reconnect_after + reconnect_after.mul_f64(fastrand::f64()) + backoff.next_pause()
+        }
+        End::Refused(_) | End::Lost(_) | End::Silent(_) | End::Left => backoff.next_pause(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        client::fake_server::{Client, FakeServer},
+        ids::{AttemptId, Epoch, TransferId},
+        transfer::{Consistency, FailReason},
+        wire::session::{Command, FromClient, FromServer, Outcome, Verdict},
+    };
+
+    fn command(epoch: u64, transfer: TransferId, path: Option<&str>) -> Command {
+        Command {
+            attempt: AttemptId { transfer, epoch: Epoch(epoch) },
+            path: Ok(path.map(|path| path.parse().expect("a path"))),
+            consistency: Consistency::Auto,
+            size_max: 1 << 30,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_redials_after_silence() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let first = server.session().await;
+        let begun = Instant::now();
+        let second = server.session().await;
+        let away = begun.elapsed();
+        assert!(away >= Duration::from_secs(55), "{away:?}");
+        assert!(away <= Duration::from_secs(57), "{away:?}");
+        assert_eq!(first.hello.instance, second.hello.instance);
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heartbeats_come_in_time_and_answers_keep_the_session() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let mut session = server.session().await;
+        let mut last = Instant::now();
+        for seq in 1..=20 {
+            let beat = session.next().await;
+            assert_eq!(beat, Some(FromClient::Heartbeat { seq, progress: vec![] }));
+            let pause = last.elapsed().as_secs_f64();
+            assert!((19.9..30.1).contains(&pause), "{pause}");
+            last = Instant::now();
+            session.say(FromServer::HeartbeatAck { seq }).await;
+        }
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_superseded_client_stays_away_for_minutes() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let session = server.session().await;
+        let begun = Instant::now();
+        let (host_name, address) = ("other".to_owned(), "10.0.0.9".to_owned());
+        let reconnect_after = Duration::from_secs(1);
+        session.say(FromServer::Superseded { host_name, address, reconnect_after }).await;
+        let _again = server.session().await;
+        let away = begun.elapsed();
+        assert!(away >= limits::SUPERSEDED_PAUSE, "{away:?}");
+        assert!(away <= limits::SUPERSEDED_PAUSE * 2 + Duration::from_secs(1), "{away:?}");
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_drained_server_is_called_again_after_its_hint() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let session = server.session().await;
+        let begun = Instant::now();
+        session.say(FromServer::Drain { reconnect_after: Duration::from_secs(20) }).await;
+        let _again = server.session().await;
+        let away = begun.elapsed();
+        assert!(away >= Duration::from_secs(20), "{away:?}");
+        assert!(away <= Duration::from_secs(42), "{away:?}");
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_without_welcome_is_tried_again_and_again() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let mut last = Instant::now();
+        for _ in 0..5 {
+            let silent = server.hello().await;
+            drop(silent);
+            assert!(last.elapsed() <= limits::DIAL_PAUSE_MAX);
+            last = Instant::now();
+        }
+        // One that keeps the stream open, but is not welcoming, is left after a while.
+        let mute = server.hello().await;
+        let _again = server.hello().await;
+        assert!(last.elapsed() >= limits::WELCOME_WAIT);
+        drop(mute);
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_is_kept_over_sessions_until_it_is_acknowledged() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let mut session = server.session().await;
+        let outside = command(1, TransferId::generate(), Some("/etc/passwd"));
+        let attempt = outside.attempt;
+        session.say(FromServer::Download(outside.clone())).await;
+        let accepted = FromClient::Reply { attempt, verdict: Verdict::Accepted };
+        assert_eq!(session.next().await, Some(accepted.clone()));
+        let report = session.report().await;
+        assert_eq!(report.outcome, Outcome::Failed(FailReason::DeniedByPolicy));
+        assert_eq!(report.detail, "not allowed by the client's policy");
+        drop(session);
+
+        let mut session = server.session().await;
+        assert_eq!(session.report().await, report);
+        session.say(FromServer::ReportAck(attempt)).await;
+        // The command comes again: it is answered and reported again, and not run again.
+        session.say(FromServer::Download(outside)).await;
+        assert_eq!(session.next().await, Some(accepted));
+        assert_eq!(session.report().await, report);
+        session.say(FromServer::ReportAck(attempt)).await;
+        // Wait until the client has read the acknowledgement.
+        let unknown = command(0, attempt.transfer, None);
+        session.say(FromServer::Download(unknown)).await;
+        let stale = session.next().await;
+        assert!(matches!(stale, Some(FromClient::Reply { verdict: Verdict::StaleEpoch, .. })));
+        drop(session);
+
+        let mut session = server.session().await;
+        assert!(matches!(session.next().await, Some(FromClient::Heartbeat { .. })));
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nonsense_from_a_server_is_ignored() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let mut session = server.session().await;
+        session.say(FromServer::Unknown).await;
+        session.say_raw(crate::wire::proto::ServerMessage {
+            body: Some(crate::wire::proto::server_message::Body::Download(
+                crate::wire::proto::DownloadCommand::default(),
+            )),
+        });
+        let bad = crate::wire::proto::DownloadCommand {
+            attempt: Some(command(1, TransferId::generate(), None).attempt.into()),
+            path: "/../etc/shadow".to_owned(),
+            size_max: 1,
+            ..Default::default()
+        };
+        session.say_raw(crate::wire::proto::ServerMessage {
+            body: Some(crate::wire::proto::server_message::Body::Download(bad)),
+        });
+        let report = session.report().await;
+        assert_eq!(report.outcome, Outcome::Failed(FailReason::DeniedByPolicy));
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_ends_says_goodbye() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let mut session = server.session().await;
+        let stopping = client.stop();
+        let goodbye = async {
+            let said = session.next().await;
+            assert!(matches!(said, Some(FromClient::Goodbye { .. })), "{said:?}");
+            assert_eq!(session.next().await, None);
+        };
+        tokio::join!(stopping, goodbye);
+    }
+
+    #[test]
+    fn no_hint_keeps_a_client_away_for_longer_than_ten_minutes() {
+        let mut backoff = Backoff::new(limits::DIAL_PAUSE_MIN, limits::DIAL_PAUSE_MAX);
+        for seconds in [0, 1, 300, 600] {
+            let reconnect_after = Duration::from_secs(seconds);
+            let (host_name, address) = (String::new(), String::new());
+            let end = End::Superseded { host_name, address, reconnect_after };
+            let pause = pause_after(&end, &mut backoff);
+            assert!(pause >= reconnect_after.max(limits::SUPERSEDED_PAUSE), "{pause:?}");
+            assert!(pause <= limits::RECONNECT_HINT_MAX, "{pause:?}");
+        }
+    }
+}

@@ -1,0 +1,611 @@
+//! Opens what may be read, and nothing else. The path is matched to an allowed root by name; the rest is resolved by the
+//! kernel beneath that root's directory (`openat2`), so that no `..`, no link and no race leads out of it. Only regular
+//! files of real file systems pass, and never the client's own. Everything here blocks: call it off the reactor.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::{
+    fs::{FileType, Mode, OFlags, ResolveFlags, Stat},
+    io::Errno,
+};
+
+use super::{config::Shared, policy::Policy, state_dir::StateDir};
+use crate::{
+    ids::{IdError, RemotePath},
+    limits,
+    transfer::{FailReason, Fingerprint},
+};
+
+/// Why a file is not delivered. The text is what the server may read; of a refusal it says nothing else, so that what
+/// is outside looks the same whether it exists or not.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SourceError {
+    #[error("not allowed by the client's policy")]
+    Denied(Denied),
+    #[error("the client has no default file: name a path")]
+    NoDefault,
+    #[error("no such file")]
+    NotFound,
+    #[error("the client, which runs as user {user}, may not read it")]
+    Unreadable { user: String },
+    #[error("it is {0}, not a regular file")]
+    NotRegular(&'static str),
+    #[error("the client's kernel lacks openat2 (Linux 5.6), without which it opens nothing")]
+    NoOpenat2,
+    #[error("the client could not open it: {0}")]
+    Io(#[source] io::Error),
+}
+
+/// What the policy refuses; for the client's own log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Denied {
+    /// Beneath no root.
+    Outside,
+    /// A link on the way leads out of the root, or nowhere.
+    LeadsOut,
+    /// Files that the kernel makes up (procfs, sysfs, …).
+    KernelFiles,
+    /// The client's own state.
+    OwnState,
+    /// No honest server sends this.
+    NoPath,
+}
+
+impl SourceError {
+    pub(super) fn reason(&self) -> FailReason {
+        match self {
+            Self::Denied(_) => FailReason::DeniedByPolicy,
+            Self::NoDefault | Self::NotFound => FailReason::SourceNotFound,
+            Self::Unreadable { .. } | Self::NoOpenat2 => FailReason::SourceUnreadable,
+            Self::NotRegular(_) => FailReason::SourceNotRegular,
+            Self::Io(_) => FailReason::Io,
+        }
+    }
+}
+
+/// A file, open for reading.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    file: File,
+    pub(super) path: String,
+    /// At open.
+    pub(super) fingerprint: Fingerprint,
+}
+
+impl OpenFile {
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Asks the file system again.
+    pub(super) fn fingerprint_now(&self) -> io::Result<Fingerprint> {
+        Ok(fingerprint(&rustix::fs::fstat(&self.file)?))
+    }
+}
+
+/// What may be read, and how it is opened.
+#[derive(Debug)]
+pub(super) struct Source {
+    policy: Policy,
+    /// For each root, its directory, once it was there. Held, so that nobody can put another in its place.
+    held: Vec<Mutex<Option<Arc<OwnedFd>>>>,
+    default_file: Option<RemotePath>,
+    state_dir: Arc<StateDir>,
+    /// Whom the process runs as.
+    user: String,
+}
+
+enum Root {
+    Dir(Arc<OwnedFd>),
+    /// Anything else: allowed by itself.
+    File,
+}
+
+/// `O_NONBLOCK` lets a FIFO not hang; `O_NOCTTY` keeps a terminal from becoming ours.
+const READ: OFlags =
+    OFlags::RDONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY).union(OFlags::CLOEXEC);
+/// Only a look: opens no device, and needs no permission to read.
+const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
+
+impl Source {
+    pub(super) fn new(shared: &Shared, state_dir: Arc<StateDir>) -> Self {
+        let (roots, default_file) = match shared {
+            Shared::DemoFile { path, .. } => (vec![path.clone()], Some(path.clone())),
+            Shared::Roots(roots) => (roots.clone(), None),
+        };
+        let held = roots.iter().map(|_| Mutex::default()).collect();
+        Self { policy: Policy::new(roots), held, default_file, state_dir, user: user() }
+    }
+
+    pub(super) fn default_file(&self) -> Option<&RemotePath> {
+        self.default_file.as_ref()
+    }
+
+    pub(super) fn roots(&self) -> &[RemotePath] {
+        self.policy.roots()
+    }
+
+    /// Opens the roots' directories. One that is not there is tried again when it is asked for.
+    pub(super) fn hold_roots(&self) {
+        for (index, root) in self.roots().iter().enumerate() {
+            if let Err(err) = self.root(index) {
+                let root = root.as_str();
+                tracing::warn!(?root, error = %err, "cannot open what --allow names, for now");
+            }
+        }
+    }
+
+    /// Opens the file at `path`, or the default file.
+    pub(super) fn open(
+        &self,
+        path: &Result<Option<RemotePath>, IdError>,
+    ) -> Result<OpenFile, SourceError> {
+        let path = path.as_ref().map_err(|_| SourceError::Denied(Denied::NoPath))?;
+        let path = path.as_ref().or(self.default_file.as_ref()).ok_or(SourceError::NoDefault)?;
+        let allowed = self.policy.find(path).ok_or(SourceError::Denied(Denied::Outside))?;
+        let fd = match self.root(allowed.root)? {
+            Root::Dir(dir) => {
+                let rest = match allowed.rest.as_slice() {
+                    [] => ".".to_owned(),
+                    rest => rest.join("/"),
+                };
+                self.open_regular(|flags| beneath(&dir, &rest, flags))?
+            }
+            Root::File if allowed.rest.is_empty() => {
+                let spelled = self.roots()[allowed.root].as_str();
+                self.open_regular(|flags| rustix::fs::open(spelled, flags, Mode::empty()))?
+            }
+            Root::File => return Err(SourceError::NotFound),
+        };
+        let stat = rustix::fs::fstat(&fd).map_err(|err| self.failed(err))?;
+        // What cannot be compared is not delivered.
+        if self.state_dir.owns(&stat).map_err(SourceError::Io)? {
+            return Err(SourceError::Denied(Denied::OwnState));
+        }
+        Ok(OpenFile {
+            file: fd.into(),
+            path: path.as_str().to_owned(),
+            fingerprint: fingerprint(&stat),
+        })
+    }
+
+    /// Looks first, so that what is no regular file is not even opened; and checks what was opened, because it may be
+    /// another by then.
+    fn open_regular(
+        &self,
+        open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
+    ) -> Result<OwnedFd, SourceError> {
+        for flags in [LOOK, READ] {
+            let fd = open(flags).map_err(|err| self.failed(err))?;
+            self.check(&fd)?;
+            if flags == READ {
+                return Ok(fd);
+            }
+        }
+        unreachable!("the second flags are READ")
+    }
+
+    fn check(&self, fd: &OwnedFd) -> Result<(), SourceError> {
+        let system = rustix::fs::fstatfs(fd).map_err(|err| self.failed(err))?;
+        // The kernel's magic numbers have 32 bits; the field is a signed word on some machines.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        if KERNEL_FILE_SYSTEMS.contains(&(system.f_type as u32)) {
+            return Err(SourceError::Denied(Denied::KernelFiles));
+        }
+        let stat = rustix::fs::fstat(fd).map_err(|err| self.failed(err))?;
+        Err(SourceError::NotRegular(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile => return Ok(()),
+            FileType::Directory => "a directory",
+            FileType::Fifo => "a FIFO",
+            FileType::Socket => "a socket",
+            FileType::CharacterDevice | FileType::BlockDevice => "a device",
+            _ => "something else",
+        }))
+    }
+
+    fn root(&self, index: usize) -> Result<Root, SourceError> {
+        let slot = &self.held[index];
+        let held = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(dir) = held {
+            let stat = rustix::fs::fstat(&dir).map_err(|err| self.failed(err))?;
+            // A directory that was removed has no links left: another may have been made since.
+            if stat.st_nlink > 0 {
+                return Ok(Root::Dir(dir));
+            }
+        }
+        // Not under the lock, because it may hang (a dead NFS server).
+        let fd = rustix::fs::open(self.roots()[index].as_str(), LOOK, Mode::empty())
+            .map_err(|err| self.failed(err))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|err| self.failed(err))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            return Ok(Root::File);
+        }
+        let dir = Arc::new(fd);
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir.clone());
+        Ok(Root::Dir(dir))
+    }
+
+    fn failed(&self, err: Errno) -> SourceError {
+        match err {
+            Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => SourceError::NotFound,
+            // A link that leads out; a magic link, or links in a circle.
+            Errno::XDEV | Errno::LOOP => SourceError::Denied(Denied::LeadsOut),
+            Errno::ACCESS | Errno::PERM => SourceError::Unreadable { user: self.user.clone() },
+            Errno::NXIO => SourceError::NotRegular("a socket"),
+            Errno::NOSYS => SourceError::NoOpenat2,
+            err => SourceError::Io(err.into()),
+        }
+    }
+}
+
+/// Opens `rest` beneath `dir`. Links that stay beneath it are followed.
+fn beneath(dir: impl AsFd, rest: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    for _ in 1..limits::OPEN_TRIES_MAX {
+        match rustix::fs::openat2(dir.as_fd(), rest, flags, Mode::empty(), resolve) {
+            // A directory was renamed meanwhile, and the kernel could not tell whether `..` led out.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            done => return done,
+        }
+    }
+    rustix::fs::openat2(dir.as_fd(), rest, flags, Mode::empty(), resolve)
+}
+
+/// Magic numbers of file systems whose files the kernel makes up. (devtmpfs has the number of tmpfs; what matters in it
+/// are devices, and those are no regular files.)
+const KERNEL_FILE_SYSTEMS: [u32; 16] = [
+    0x0000_9fa0, // proc
+    0x6265_6572, // sysfs
+    0x0000_1cd1, // devpts
+    0x0027_e0eb, // cgroup
+    0x6367_7270, // cgroup2
+    0x6462_6720, // debugfs
+    0x7472_6163, // tracefs
+    0x7363_6673, // securityfs
+    0xf97c_ff8c, // selinuxfs
+    0x4341_5d53, // smackfs
+    0xcafe_4a11, // bpf
+    0xde5e_81e4, // efivarfs
+    0x6165_676c, // pstore
+    0x6265_6570, // configfs
+    0x4249_4e4d, // binfmt_misc
+    0x6e73_6673, // nsfs
+];
+
+fn fingerprint(stat: &Stat) -> Fingerprint {
+    let nanos = |s: i64, ns: u64| {
+        s.saturating_mul(1_000_000_000).saturating_add(i64::try_from(ns).unwrap_or(0))
+    };
+    Fingerprint {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
+        mtime_ns: nanos(stat.st_mtime, stat.st_mtime_nsec),
+        ctime_ns: nanos(stat.st_ctime, stat.st_ctime_nsec),
+    }
+}
+
+/// Names the user that the process runs as.
+fn user() -> String {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let fields = users.lines().map(|line| line.split(':').collect::<Vec<_>>());
+    let mut named = fields.filter(|fields| fields.get(2) == Some(&uid.as_str()));
+    match named.next() {
+        Some(fields) => format!("{} ({uid})", fields[0]),
+        None => uid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        os::unix::{
+            fs::{PermissionsExt as _, symlink},
+            net::UnixListener,
+            process::CommandExt as _,
+        },
+        path::{Path, PathBuf},
+        process::Command,
+        sync::atomic::{AtomicBool, Ordering},
+        thread,
+    };
+
+    use rustix::fs::{CWD, RenameFlags};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const CANARY: &str = "canary";
+
+    /// A root with a canary beside it, in which nothing may ever be found.
+    struct Place {
+        temp: TempDir,
+        state_dir: Arc<StateDir>,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let temp = tempfile::tempdir().expect("a directory");
+            fs::create_dir(temp.path().join("root")).expect("made");
+            fs::write(temp.path().join("canary"), CANARY).expect("written");
+            let state_dir = StateDir::open(&temp.path().join("state")).expect("free");
+            Self { temp, state_dir: Arc::new(state_dir) }
+        }
+
+        fn path(&self, rest: &str) -> PathBuf {
+            self.temp.path().join(rest)
+        }
+
+        fn source(&self, roots: &[&Path]) -> Source {
+            let roots = roots.iter().map(|root| remote(root)).collect();
+            Source::new(&Shared::Roots(roots), self.state_dir.clone())
+        }
+
+        /// Opens a path of the place, with `root` allowed.
+        fn open(&self, rest: &str) -> Result<OpenFile, SourceError> {
+            open(&self.source(&[&self.path("root")]), &self.path(rest))
+        }
+    }
+
+    fn remote(path: &Path) -> RemotePath {
+        path.to_str().expect("text").parse().expect("a remote path")
+    }
+
+    fn open(source: &Source, path: &Path) -> Result<OpenFile, SourceError> {
+        source.open(&Ok(Some(remote(path))))
+    }
+
+    fn text(file: &OpenFile) -> String {
+        io::read_to_string(file.file()).expect("text")
+    }
+
+    fn denied(result: Result<OpenFile, SourceError>) -> Denied {
+        match result {
+            Err(SourceError::Denied(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn files_and_links_inside_a_root_are_opened() {
+        let place = Place::new();
+        fs::create_dir(place.path("root/d")).expect("made");
+        fs::write(place.path("root/d/f"), "good").expect("written");
+        symlink("d/../d/f", place.path("root/link")).expect("linked");
+        symlink("../root/d", place.path("root/out-and-in")).expect("linked");
+        for name in ["root/d/f", "root/link", "root//d/./f"] {
+            assert_eq!(text(&place.open(name).expect(name)), "good", "{name}");
+        }
+        // It leaves the root on its way, though it comes back.
+        assert_eq!(denied(place.open("root/out-and-in/f")), Denied::LeadsOut);
+    }
+
+    #[test]
+    fn no_link_leads_to_the_canary() {
+        let place = Place::new();
+        fs::create_dir(place.path("root/d")).expect("made");
+        symlink("../canary", place.path("root/up")).expect("linked");
+        symlink(place.path("canary"), place.path("root/absolute")).expect("linked");
+        symlink("../../canary", place.path("root/d/far-up")).expect("linked");
+        symlink("..", place.path("root/parent")).expect("linked");
+        symlink("/", place.path("root/slash")).expect("linked");
+        symlink("up", place.path("root/twice")).expect("linked");
+        symlink("/proc/self/root", place.path("root/magic")).expect("linked");
+        symlink("circle", place.path("root/circle")).expect("linked");
+        symlink("../absent", place.path("root/up-to-nothing")).expect("linked");
+        symlink("/absent", place.path("root/absolute-to-nothing")).expect("linked");
+        let canary = place.path("canary");
+        let through_slash = format!("root/slash{}", canary.display());
+        let names = [
+            "up",
+            "absolute",
+            "d/far-up",
+            "parent/canary",
+            "twice",
+            "magic",
+            "circle",
+            "up-to-nothing",
+            "absolute-to-nothing",
+        ];
+        for name in names.map(|name| format!("root/{name}")).iter().chain([&through_slash]) {
+            let err = place.open(name).expect_err(name);
+            assert!(matches!(err, SourceError::Denied(Denied::LeadsOut)), "{name}: {err:?}");
+            assert_eq!(err.to_string(), "not allowed by the client's policy");
+        }
+    }
+
+    #[test]
+    fn outside_looks_the_same_whether_it_exists_or_not() {
+        let place = Place::new();
+        fs::create_dir(place.path("root-secret")).expect("made");
+        fs::write(place.path("root-secret/f"), CANARY).expect("written");
+        for name in ["canary", "absent", "root-secret/f", "roo", ""] {
+            let err = place.open(name).expect_err(name);
+            assert_eq!(err.reason(), FailReason::DeniedByPolicy, "{name}");
+            assert_eq!(err.to_string(), "not allowed by the client's policy", "{name}");
+        }
+        let bad = place.source(&[&place.path("root")]).open(&Err(IdError::PathParent));
+        assert_eq!(denied(bad), Denied::NoPath);
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_inside_a_root() {
+        let place = Place::new();
+        fs::write(place.path("root/f"), "").expect("written");
+        symlink("nothing", place.path("root/dangling")).expect("linked");
+        let long = format!("root/{}", "x".repeat(300));
+        for name in ["root/absent", "root/a/b", "root/f/below", "root/dangling", &long] {
+            let err = place.open(name).expect_err(name);
+            assert!(matches!(err, SourceError::NotFound), "{name}: {err:?}");
+        }
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_nothing_hangs() {
+        let place = Place::new();
+        rustix::fs::mkfifoat(CWD, place.path("root/fifo"), Mode::RWXU).expect("made");
+        let _socket = UnixListener::bind(place.path("root/socket")).expect("bound");
+        fs::create_dir(place.path("root/dir")).expect("made");
+        symlink("fifo", place.path("root/link")).expect("linked");
+        let kinds = [
+            ("root/fifo", "a FIFO"),
+            ("root/link", "a FIFO"),
+            ("root/socket", "a socket"),
+            ("root/dir", "a directory"),
+            ("root", "a directory"),
+        ];
+        for (name, kind) in kinds {
+            let err = place.open(name).expect_err(name);
+            assert!(matches!(err, SourceError::NotRegular(k) if k == kind), "{name}: {err:?}");
+        }
+        let dev = place.source(&[Path::new("/dev")]);
+        for name in ["/dev/null", "/dev/zero"] {
+            let err = open(&dev, Path::new(name)).expect_err(name);
+            assert_eq!(err.reason(), FailReason::SourceNotRegular, "{name}: {err:?}");
+        }
+    }
+
+    #[test]
+    fn with_everything_allowed_the_kernels_files_and_our_own_are_not() {
+        let place = Place::new();
+        let all = place.source(&[Path::new("/")]);
+        let kernel = ["/proc/self/environ", "/proc/self/mem", "/sys/kernel/notes", "/proc"];
+        for name in kernel {
+            assert_eq!(denied(open(&all, Path::new(name))), Denied::KernelFiles, "{name}");
+        }
+        for name in ["/proc/self/fd/0", "/proc/self/exe", "/proc/self/root/etc/passwd"] {
+            assert_eq!(denied(open(&all, Path::new(name))), Denied::LeadsOut, "{name}");
+        }
+        fs::hard_link(place.path("state/lock"), place.path("root/lock")).expect("linked");
+        for name in ["state/lock", "root/lock"] {
+            assert_eq!(denied(open(&all, &place.path(name))), Denied::OwnState, "{name}");
+        }
+        assert_eq!(text(&open(&all, &place.path("canary")).expect("allowed")), CANARY);
+    }
+
+    #[test]
+    fn an_allowed_file_is_allowed_by_itself() {
+        let place = Place::new();
+        symlink("../canary", place.path("root/link")).expect("linked");
+        let source = place.source(&[&place.path("canary"), &place.path("root/link")]);
+        assert_eq!(text(&open(&source, &place.path("canary")).expect("allowed")), CANARY);
+        // As the owner spelled it, a link included.
+        assert_eq!(text(&open(&source, &place.path("root/link")).expect("allowed")), CANARY);
+        assert_eq!(denied(open(&source, &place.path("state/lock"))), Denied::Outside);
+        let below = open(&source, &place.path("canary/x"));
+        assert!(matches!(below, Err(SourceError::NotFound)), "{below:?}");
+    }
+
+    #[test]
+    fn a_root_that_was_absent_is_tried_again() {
+        let place = Place::new();
+        let source = place.source(&[&place.path("later")]);
+        source.hold_roots();
+        let absent = open(&source, &place.path("later/f"));
+        assert!(matches!(absent, Err(SourceError::NotFound)), "{absent:?}");
+        for content in ["one", "two"] {
+            fs::create_dir(place.path("later")).expect("made");
+            fs::write(place.path("later/f"), content).expect("written");
+            assert_eq!(text(&open(&source, &place.path("later/f")).expect("there")), content);
+            fs::remove_dir_all(place.path("later")).expect("removed");
+        }
+    }
+
+    #[test]
+    fn a_held_root_cannot_be_exchanged() {
+        let place = Place::new();
+        fs::write(place.path("root/f"), "good").expect("written");
+        fs::create_dir(place.path("evil")).expect("made");
+        fs::write(place.path("evil/f"), CANARY).expect("written");
+        let source = place.source(&[&place.path("root")]);
+        source.hold_roots();
+        fs::rename(place.path("root"), place.path("moved")).expect("renamed");
+        symlink("evil", place.path("root")).expect("linked");
+        assert_eq!(text(&open(&source, &place.path("root/f")).expect("there")), "good");
+    }
+
+    #[test]
+    fn a_race_of_directory_and_link_never_shows_the_canary() {
+        let place = Place::new();
+        fs::create_dir_all(place.path("root/d")).expect("made");
+        fs::write(place.path("root/d/canary"), "good").expect("written");
+        symlink("..", place.path("root/l")).expect("linked");
+        let source = place.source(&[&place.path("root")]);
+        let (d, l) = (place.path("root/d"), place.path("root/l"));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let flags = RenameFlags::EXCHANGE;
+                    rustix::fs::renameat_with(CWD, &d, CWD, &l, flags).expect("exchanged");
+                }
+            });
+            let mut good = 0;
+            for _ in 0..20_000 {
+                if let Ok(file) = open(&source, &d.join("canary")) {
+                    // No assert here: it would leave the other thread running.
+                    good += i32::from(text(&file) == "good");
+                    if text(&file) == CANARY {
+                        good = i32::MIN;
+                        break;
+                    }
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+            assert!(good > 0, "{good}");
+        });
+    }
+
+    #[test]
+    fn without_a_default_file_a_path_is_needed() {
+        let place = Place::new();
+        let err = place.source(&[&place.path("root")]).open(&Ok(None)).expect_err("no file");
+        assert_eq!(err.reason(), FailReason::SourceNotFound);
+        assert!(err.to_string().contains("default file"), "{err}");
+
+        let demo = Shared::DemoFile { path: remote(&place.path("canary")), size: 1 };
+        let demo = Source::new(&demo, place.state_dir.clone());
+        assert_eq!(text(&demo.open(&Ok(None)).expect("the default file")), CANARY);
+        assert_eq!(denied(open(&demo, &place.path("root"))), Denied::Outside);
+    }
+
+    #[test]
+    fn what_the_user_may_not_read_names_the_user() {
+        if !rustix::process::geteuid().is_root() {
+            return check_unreadable();
+        }
+        // Root may read everything, so a child that is nobody looks.
+        let mut child = Command::new(std::env::current_exe().expect("this test"));
+        let name = "client::source::tests::what_the_user_may_not_read_names_the_user";
+        child.args(["--exact", name]).uid(65534).gid(65534).current_dir("/");
+        match child.output() {
+            Ok(out) => {
+                let out = String::from_utf8_lossy(&out.stdout).into_owned();
+                assert!(out.contains("1 passed"), "{out}");
+            }
+            Err(err) => eprintln!("SKIPPED {name}: another user cannot run this test: {err}"),
+        }
+    }
+
+    fn check_unreadable() {
+        let place = Place::new();
+        fs::write(place.path("root/f"), CANARY).expect("written");
+        fs::set_permissions(place.path("root/f"), fs::Permissions::from_mode(0)).expect("set");
+        fs::create_dir(place.path("root/d")).expect("made");
+        fs::set_permissions(place.path("root/d"), fs::Permissions::from_mode(0)).expect("set");
+        for name in ["root/f", "root/d/f"] {
+            let err = place.open(name).expect_err("unreadable");
+            assert_eq!(err.reason(), FailReason::SourceUnreadable, "{name}: {err:?}");
+            let uid = rustix::process::geteuid().as_raw().to_string();
+            assert!(err.to_string().contains(&uid), "{err}");
+        }
+        fs::set_permissions(place.path("root/d"), fs::Permissions::from_mode(0o700)).expect("set");
+    }
+}

@@ -1,0 +1,568 @@
+//! One attempt, from a command to the report of how it ended: a blocking reader on one side of a short channel, the
+//! `UploadFile` call on the other. Whatever ends early lacks its Finish, and so cannot be taken for a file.
+
+use std::{
+    error::Error,
+    fmt::Write as _,
+    future::Future,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::spawn_blocking,
+    time::sleep,
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Response, Status};
+
+use super::{
+    data_connection::DataConnection,
+    reader,
+    source::{Denied, OpenFile, Source, SourceError},
+};
+use crate::{
+    ids::{AttemptId, Digest, InstanceId, bounded},
+    limits, status,
+    transfer::FailReason,
+    wire::{
+        proto::{
+            UploadFileRequest, UploadFileResponse, file_transfer_client::FileTransferClient,
+            receipt,
+        },
+        session::{Command, Header, Outcome, Report, Upload},
+    },
+};
+
+/// What every attempt of this process needs.
+#[derive(Debug)]
+pub(super) struct Uploader {
+    source: Arc<Source>,
+    data: Arc<DataConnection>,
+    instance: InstanceId,
+    /// Counts the threads that touch the disk, because a read that hangs outlives its attempt.
+    readers: Arc<Semaphore>,
+}
+
+/// How far a running attempt is.
+#[derive(Debug)]
+pub(super) struct Progress {
+    pub(super) attempt: AttemptId,
+    /// As asked for; empty for the default file.
+    pub(super) path: String,
+    pub(super) sent: AtomicU64,
+    pub(super) size: AtomicU64,
+}
+
+impl Progress {
+    pub(super) fn new(command: &Command) -> Self {
+        let path = command.path.as_ref().ok().and_then(Option::as_ref);
+        Self {
+            attempt: command.attempt,
+            path: path.map(|path| path.as_str().to_owned()).unwrap_or_default(),
+            sent: AtomicU64::new(0),
+            size: AtomicU64::new(0),
+        }
+    }
+}
+
+/// What the reader decided, noted before it is sent: so that it is known when the call ends.
+#[derive(Debug)]
+enum Decision {
+    Finish { size: u64, digest: Digest },
+    Abort { reason: FailReason, detail: String },
+}
+
+impl Uploader {
+    pub(super) fn new(
+        source: Arc<Source>,
+        data: Arc<DataConnection>,
+        instance: InstanceId,
+    ) -> Self {
+        let readers = Arc::new(Semaphore::new(limits::READERS_MAX));
+        Self { source, data, instance, readers }
+    }
+
+    /// Delivers the file that `command` asks for, unless `stop` fires. Dropping it stops it as well.
+    pub(super) async fn run(
+        &self,
+        command: &Command,
+        stop: &CancellationToken,
+        progress: &Arc<Progress>,
+    ) -> Report {
+        let attempt = command.attempt;
+        let work = self.deliver(command, progress);
+        let (outcome, detail) = tokio::select! {
+            biased;
+            () = stop.cancelled() => (Outcome::Stopped, String::new()),
+            ended = work => ended,
+        };
+        let report = Report { attempt, outcome, detail: bounded(detail, limits::DETAIL_BYTES_MAX) };
+        let (path, epoch) = (progress.path.as_str(), attempt.epoch.0);
+        let (sent, detail) = (progress.sent.load(Ordering::Relaxed), report.detail.as_str());
+        match outcome {
+            Outcome::Delivered => tracing::info!(epoch, ?path, sent, "delivered"),
+            Outcome::Stopped => tracing::info!(epoch, ?path, sent, "stopped"),
+            Outcome::Broken => {
+                tracing::warn!(epoch, ?path, sent, detail, "broke; the server decides");
+            }
+            Outcome::Failed(reason) => {
+                tracing::warn!(epoch, ?path, sent, ?reason, detail, "not delivered");
+            }
+        }
+        report
+    }
+
+    async fn deliver(&self, command: &Command, progress: &Arc<Progress>) -> (Outcome, String) {
+        let Ok(permit) = self.readers.clone().try_acquire_owned() else {
+            let detail = "too many reads of the client's disks hang";
+            return (Outcome::Failed(FailReason::Io), detail.to_owned());
+        };
+        let (file, permit) = match self.open(command, permit).await {
+            Ok(opened) => opened,
+            Err(err) => return (Outcome::Failed(err.reason()), err.to_string()),
+        };
+        let size = file.fingerprint.size_bytes;
+        progress.size.store(size, Ordering::Relaxed);
+        if size > command.size_max {
+            let detail = format!("it has {size} bytes; the server takes {}", command.size_max);
+            return (Outcome::Failed(FailReason::TooLarge), detail);
+        }
+        self.send(command, file, permit, progress).await
+    }
+
+    async fn open(
+        &self,
+        command: &Command,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(OpenFile, OwnedSemaphorePermit), SourceError> {
+        let (source, path) = (self.source.clone(), command.path.clone());
+        let opening = spawn_blocking(move || source.open(&path).map(|file| (file, permit)));
+        let opened = opening.await.unwrap_or_else(|err| Err(SourceError::Io(err.into())));
+        if let Err(SourceError::Denied(why)) = &opened {
+            log_denied(command, *why);
+        }
+        opened
+    }
+
+    async fn send(
+        &self,
+        command: &Command,
+        file: OpenFile,
+        permit: OwnedSemaphorePermit,
+        progress: &Arc<Progress>,
+    ) -> (Outcome, String) {
+        let header = Upload::Header(Header {
+            attempt: command.attempt,
+            instance: self.instance,
+            size: file.fingerprint.size_bytes,
+            fingerprint: file.fingerprint,
+            path: file.path.clone(),
+        });
+        let (sender, receiver) = mpsc::channel(limits::CHUNKS_IN_FLIGHT_MAX);
+        let decision = Arc::new(OnceLock::new());
+        let aborted = CancellationToken::new();
+        let (noted, noted_abort) = (decision.clone(), aborted.clone());
+        let (consistency, progress) = (command.consistency, progress.clone());
+        // Not awaited: it ends when nobody hears it, and one that hangs in a read must hold up nobody.
+        drop(spawn_blocking(move || {
+            let _permit = permit;
+            let mut send = |message: Upload| {
+                let end = note(&message, &noted);
+                let is_new = end_of_chunk(&message);
+                let heard = sender.blocking_send(UploadFileRequest::from(message)).is_ok();
+                if heard && let Some(sent) = is_new {
+                    progress.sent.fetch_max(sent, Ordering::Relaxed);
+                }
+                if end {
+                    noted_abort.cancel();
+                }
+                heard
+            };
+            if send(header) {
+                reader::read(&file, consistency, &mut send);
+            }
+        }));
+        let lease = self.data.lease();
+        let mut client = FileTransferClient::new(lease.channel.clone())
+            .max_encoding_message_size(limits::UPLOAD_MESSAGE_BYTES_MAX)
+            .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
+        let call = client.upload_file(ReceiverStream::new(receiver));
+        let answer = answer(call, &aborted).await;
+        judge(command.attempt, answer, decision.get())
+    }
+}
+
+/// Notes the reader's decision; returns whether it is an Abort.
+fn note(message: &Upload, noted: &OnceLock<Decision>) -> bool {
+    let decision = match message {
+        Upload::Finish { size, finish, .. } => {
+            Decision::Finish { size: *size, digest: finish.digest }
+        }
+        Upload::Abort { reason, detail } => {
+            Decision::Abort { reason: *reason, detail: detail.clone() }
+        }
+        Upload::Header(_) | Upload::Chunk { .. } | Upload::RangeEnd => return false,
+    };
+    let is_abort = matches!(decision, Decision::Abort { .. });
+    noted.set(decision).expect("a reader decides once");
+    is_abort
+}
+
+fn end_of_chunk(message: &Upload) -> Option<u64> {
+    match message {
+        Upload::Chunk { offset, data, .. } => Some(offset + data.len() as u64),
+        _ => None,
+    }
+}
+
+type Answer = Result<Response<UploadFileResponse>, Status>;
+
+/// Waits for the call's end; after an Abort, which needs no answer, only for a while.
+async fn answer(call: impl Future<Output = Answer>, aborted: &CancellationToken) -> Option<Answer> {
+    let patience = async {
+        aborted.cancelled().await;
+        sleep(limits::ABORT_ANSWER_WAIT).await;
+    };
+    tokio::select! {
+        answer = call => Some(answer),
+        () = patience => None,
+    }
+}
+
+/// Returns how the attempt ended. The call's own answer is told rather than what sending met.
+fn judge(
+    attempt: AttemptId,
+    answer: Option<Answer>,
+    decision: Option<&Decision>,
+) -> (Outcome, String) {
+    match (answer, decision) {
+        (_, Some(Decision::Abort { reason, detail })) => (Outcome::Failed(*reason), detail.clone()),
+        (Some(Ok(response)), Some(Decision::Finish { size, digest })) => {
+            if is_receipt(attempt, response.get_ref(), *size, *digest) {
+                (Outcome::Delivered, String::new())
+            } else {
+                (Outcome::Broken, "the receipt is not for what was sent".to_owned())
+            }
+        }
+        (Some(Ok(_)), None) => {
+            (Outcome::Broken, "the server answered before the end was sent".to_owned())
+        }
+        (Some(Err(status)), _) => (Outcome::Broken, status_text(&status)),
+        (None, _) => (Outcome::Broken, "the server did not answer".to_owned()),
+    }
+}
+
+fn is_receipt(
+    attempt: AttemptId,
+    response: &UploadFileResponse,
+    size: u64,
+    digest: Digest,
+) -> bool {
+    let [receipt] = response.receipts.as_slice() else { return false };
+    receipt.status() == receipt::Status::Complete
+        && AttemptId::try_from(receipt.attempt.clone()) == Ok(attempt)
+        && receipt.size == size
+        && Digest::from_bytes(&receipt.digest) == Ok(digest)
+}
+
+/// Returns what a status says, for people: its stable reason, its text, and what is beneath it. Escaped, because a peer
+/// wrote it.
+pub(super) fn status_text(status: &Status) -> String {
+    let mut text = status::reason(status)
+        .map_or_else(|| format!("{:?}", status.code()), |reason| reason.as_str().to_owned());
+    if !status.message().is_empty() {
+        write!(text, ": {:?}", bounded(status.message().to_owned(), limits::DETAIL_BYTES_MAX))
+            .expect("a string takes text");
+    }
+    text + &causes(status)
+}
+
+/// Returns what is beneath an error.
+pub(super) fn causes(err: &dyn Error) -> String {
+    let mut text = String::new();
+    let mut next = err.source();
+    while let Some(err) = next {
+        let each = bounded(err.to_string(), limits::DETAIL_BYTES_MAX);
+        write!(text, ": {}", each.escape_debug()).expect("a string takes text");
+        next = err.source();
+    }
+    text
+}
+
+/// Only this log names what would do: the server learns nothing about what is outside.
+fn log_denied(command: &Command, why: Denied) {
+    let path = command.path.as_ref().ok().and_then(Option::as_ref);
+    let path = path.map(crate::ids::RemotePath::as_str).unwrap_or_default();
+    match why {
+        Denied::Outside => {
+            let parent = path.trim_end_matches('/').rsplit_once('/').map_or("/", |(up, _)| up);
+            let parent = if parent.is_empty() { "/" } else { parent };
+            tracing::warn!(?path, "the policy does not allow it; `--allow {parent:?}` would");
+        }
+        Denied::LeadsOut => {
+            tracing::warn!(
+                ?path,
+                "a link on the way leads out of what is allowed; allow its target"
+            );
+        }
+        Denied::KernelFiles => tracing::warn!(?path, "files of the kernel are never delivered"),
+        Denied::OwnState => tracing::warn!(?path, "the client's own files are never delivered"),
+        Denied::NoPath => tracing::warn!("the server sent what is no absolute path without '..'"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        client::fake_server::{Client, FakeServer, FakeSession, FakeUpload},
+        ids::{Epoch, TransferId},
+        status::Reason,
+        transfer::{Consistency, Delivered, Finish},
+        wire::{
+            proto::Receipt,
+            session::{FromClient, FromServer, Verdict},
+        },
+    };
+
+    const SIZE: usize = 8 * limits::CHUNK_BYTES + 5;
+
+    fn data() -> Vec<u8> {
+        (0..SIZE).map(|i| u8::try_from(i % 241).expect("small")).collect()
+    }
+
+    /// Commands the file `f` of the client's root.
+    fn command(client: &Client, transfer: TransferId, epoch: u64) -> Command {
+        let path = client.temp.path().join("root/f");
+        Command {
+            attempt: AttemptId { transfer, epoch: Epoch(epoch) },
+            path: Ok(Some(path.to_str().expect("text").parse().expect("a path"))),
+            consistency: Consistency::Auto,
+            size_max: 1 << 30,
+        }
+    }
+
+    async fn begin() -> (FakeServer, Client, FakeSession, Command) {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        fs::write(client.temp.path().join("root/f"), data()).expect("written");
+        let session = server.session().await;
+        let command = command(&client, TransferId::generate(), 1);
+        session.say(FromServer::Download(command.clone())).await;
+        (server, client, session, command)
+    }
+
+    fn receipt(command: &Command, size: u64, digest: Digest) -> UploadFileResponse {
+        let receipt = Receipt {
+            attempt: Some(command.attempt.into()),
+            file: 0,
+            range: None,
+            status: receipt::Status::Complete.into(),
+            size,
+            digest: bytes::Bytes::copy_from_slice(digest.as_bytes()),
+        };
+        UploadFileResponse { receipts: vec![receipt] }
+    }
+
+    /// Takes all of an upload; returns the bytes and how it ended.
+    async fn take(upload: &mut FakeUpload) -> (Vec<u8>, Option<Upload>) {
+        let mut bytes = Vec::new();
+        let mut end = None;
+        while let Some(message) = upload.next().await {
+            assert!(end.is_none(), "nothing follows the end");
+            match message {
+                Upload::Header(_) => {}
+                Upload::Chunk { data, .. } => bytes.extend_from_slice(&data),
+                other => end = Some(other),
+            }
+        }
+        (bytes, end)
+    }
+
+    fn root() -> Digest {
+        blake3::hash(&data()).into()
+    }
+
+    #[tokio::test]
+    async fn it_delivers_and_reports_when_the_receipt_has_come() {
+        let (mut server, client, mut session, command) = begin().await;
+        let mut upload = server.upload().await;
+        let Some(Upload::Header(header)) = upload.next().await else { panic!("no header") };
+        assert_eq!(header.attempt, command.attempt);
+        assert_eq!(header.instance, session.hello.instance);
+        assert_eq!(header.size, SIZE as u64);
+        let (bytes, end) = take(&mut upload).await;
+        assert_eq!(bytes, data());
+        let finish = Finish { digest: root(), delivered: Delivered::Unchanged };
+        let fingerprint = header.fingerprint;
+        assert_eq!(end, Some(Upload::Finish { size: SIZE as u64, finish, fingerprint }));
+        upload.answer(Ok(receipt(&command, SIZE as u64, root())));
+
+        let report = session.report().await;
+        assert_eq!((report.attempt, report.outcome), (command.attempt, Outcome::Delivered));
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_receipt_for_anything_else_is_no_delivery() {
+        let other = blake3::hash(b"other").into();
+        let wrong: [fn(&Command, Digest) -> UploadFileResponse; 4] = [
+            |command, other| receipt(command, SIZE as u64, other),
+            |command, _| receipt(command, 1, root()),
+            |_, _| UploadFileResponse::default(),
+            |command, _| {
+                let mut response = receipt(command, SIZE as u64, root());
+                response.receipts[0].status = receipt::Status::Aborted.into();
+                response
+            },
+        ];
+        for wrong in wrong {
+            let (mut server, client, mut session, command) = begin().await;
+            let mut upload = server.upload().await;
+            take(&mut upload).await;
+            upload.answer(Ok(wrong(&command, other)));
+            assert_eq!(session.report().await.outcome, Outcome::Broken);
+            client.stop().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_receipt_that_comes_before_the_end_is_no_delivery() {
+        let (mut server, client, mut session, command) = begin().await;
+        let upload = server.upload().await;
+        upload.answer(Ok(receipt(&command, SIZE as u64, root())));
+        assert_eq!(session.report().await.outcome, Outcome::Broken);
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_by_its_reason() {
+        let (mut server, client, mut session, _) = begin().await;
+        let upload = server.upload().await;
+        upload.answer(Err(status::status(Reason::StaleEpoch, "a newer\nattempt")));
+        let report = session.report().await;
+        assert_eq!(report.outcome, Outcome::Broken);
+        assert!(report.detail.starts_with("STALE_EPOCH: \"a newer\\nattempt\""), "{report:?}");
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_the_upload_without_a_finish() {
+        let (mut server, client, mut session, command) = begin().await;
+        let mut upload = server.upload().await;
+        upload.next().await.expect("a header");
+        session.say(FromServer::Stop(command.attempt)).await;
+        assert_eq!(session.report().await.outcome, Outcome::Stopped);
+        let (bytes, end) = take(&mut upload).await;
+        assert!(bytes.len() < SIZE, "it was not stopped before its end");
+        assert_eq!(end, None);
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_higher_epoch_stops_the_old_upload_and_then_starts() {
+        let (mut server, client, mut session, command) = begin().await;
+        let mut old = server.upload().await;
+        old.next().await.expect("a header");
+        let attempt = AttemptId { epoch: Epoch(2), ..command.attempt };
+        let newer = Command { attempt, ..command.clone() };
+        session.say(FromServer::Download(newer.clone())).await;
+        let (_, end) = take(&mut old).await;
+        assert_eq!(end, None);
+        let report = session.report().await;
+        assert_eq!((report.attempt, report.outcome), (command.attempt, Outcome::Stopped));
+
+        let mut new = server.upload().await;
+        let (bytes, _) = take(&mut new).await;
+        assert_eq!(bytes, data());
+        new.answer(Ok(receipt(&newer, SIZE as u64, root())));
+        let report = session.report().await;
+        assert_eq!((report.attempt, report.outcome), (attempt, Outcome::Delivered));
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_upload_outlives_its_session_and_hello_names_it() {
+        let (mut server, client, session, command) = begin().await;
+        let mut upload = server.upload().await;
+        upload.next().await.expect("a header");
+        drop(session);
+        let mut session = server.session().await;
+        assert_eq!(session.hello.running, [command.attempt]);
+        let (bytes, _) = take(&mut upload).await;
+        assert_eq!(bytes, data());
+        upload.answer(Ok(receipt(&command, SIZE as u64, root())));
+        assert_eq!(session.report().await.outcome, Outcome::Delivered);
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn at_most_jobs_max_run_and_the_next_is_told_busy() {
+        let (_server, client, mut session, first) = begin().await;
+        let others = [1, 1].map(|epoch| command(&client, TransferId::generate(), epoch));
+        for each in &others {
+            session.say(FromServer::Download(each.clone())).await;
+        }
+        let expected = [
+            (first.attempt, Verdict::Accepted),
+            (others[0].attempt, Verdict::Accepted),
+            (others[1].attempt, Verdict::Busy),
+        ];
+        for (attempt, verdict) in expected {
+            assert_eq!(session.next().await, Some(FromClient::Reply { attempt, verdict }));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_that_shrinks_is_aborted_in_words() {
+        let (mut server, client, mut session, _) = begin().await;
+        let mut upload = server.upload().await;
+        let file = fs::OpenOptions::new().write(true).open(client.temp.path().join("root/f"));
+        file.expect("open").set_len(1).expect("cut");
+        let (_, end) = take(&mut upload).await;
+        let aborted = matches!(end, Some(Upload::Abort { reason: FailReason::SourceChanged, .. }));
+        assert!(aborted, "{end:?}");
+        // No answer: the report comes on `Connect` all the same, once the call has ended.
+        drop(upload);
+        let report = session.report().await;
+        assert_eq!(report.outcome, Outcome::Failed(FailReason::SourceChanged));
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_too_large_is_not_sent() {
+        let (mut server, client, mut session, small) = begin().await;
+        let mut first = server.upload().await;
+        take(&mut first).await;
+        let attempt = AttemptId { transfer: TransferId::generate(), ..small.attempt };
+        let large = Command { attempt, size_max: SIZE as u64 - 1, ..small };
+        session.say(FromServer::Download(large)).await;
+        let report = session.report().await;
+        assert_eq!(report.attempt, attempt);
+        assert_eq!(report.outcome, Outcome::Failed(FailReason::TooLarge));
+        drop(first);
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_ends_lets_an_upload_finish_for_a_while_only() {
+        let (mut server, client, mut session, _) = begin().await;
+        let mut upload = server.upload().await;
+        upload.next().await.expect("a header");
+        let begun = Instant::now();
+        client.stop().await;
+        assert!(begun.elapsed() >= limits::DRAIN_WAIT, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() <= limits::DRAIN_WAIT + limits::ABORT_WAIT);
+        assert_eq!(session.report().await.outcome, Outcome::Stopped);
+        assert!(matches!(session.next().await, Some(FromClient::Goodbye { .. })));
+    }
+}

@@ -1,0 +1,64 @@
+//! A real client in this process.
+
+use std::path::Path;
+
+use fts::{
+    client::{
+        Client,
+        config::{ClientConfig, ServerUrl, Shared, StatusPort},
+    },
+    limits,
+    shutdown::Shutdown,
+    telemetry::LogFormat,
+};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use super::server::TestServer;
+
+pub struct TestClient {
+    shutdown: Shutdown,
+    running: JoinHandle<()>,
+    _state: TempDir,
+}
+
+impl TestClient {
+    /// Starts a client that may read what is beneath `allowed`, and waits until it is there.
+    pub async fn start(server: &TestServer, id: &str, allowed: &[&Path]) -> Self {
+        let client = Self::start_at(&server.url(), id, allowed);
+        server.online(id).await;
+        client
+    }
+
+    /// Starts a client of a server that may not be there yet.
+    pub fn start_at(url: &str, id: &str, allowed: &[&Path]) -> Self {
+        let state = TempDir::new().expect("a directory");
+        let root = |path: &&Path| path.to_str().expect("text").parse().expect("a path");
+        let config = ClientConfig {
+            server: ServerUrl::parse(url).expect("a URL"),
+            id: id.parse().expect("an id"),
+            host_name: "test-host".to_owned(),
+            status: StatusPort::None,
+            shared: Shared::Roots(allowed.iter().map(root).collect()),
+            state_dir: state.path().join("state"),
+            jobs_max: limits::JOBS,
+            log_format: LogFormat::Text,
+        };
+        let client = Client::new(config).expect("a client");
+        let shutdown = Shutdown::new();
+        let running = shutdown.spawn(client.run(shutdown.clone()));
+        Self { shutdown, running, _state: state }
+    }
+
+    /// Drains, and waits for the end.
+    pub async fn stop(self) {
+        self.shutdown.drain();
+        self.running.await.expect("no panic");
+    }
+
+    /// Cuts whatever runs, and waits for the end.
+    pub async fn abort(self) {
+        self.shutdown.abort();
+        self.running.await.expect("no panic");
+    }
+}
