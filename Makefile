@@ -1,0 +1,56 @@
+# What people type. `make` alone says what there is; CI (.ci/run) runs the same targets.
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+CARGO ?= cargo
+# The dependencies of Cargo.lock, and no others.
+LOCKED ?= --locked
+
+.PHONY: help build demo test test-all lint fmt check-client deny doc bench run-server run-client clean
+
+help: ## says what there is
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## builds the three programs (debug)
+	$(CARGO) build $(LOCKED) --all-features
+
+demo: ## starts a server and a client here, pulls 100 MB, compares both ends
+	@scripts/demo
+
+test: ## the fast tests; says what it left out, and why
+	@scripts/test fast
+
+test-all: ## every test, slow and foreign ones too (needs grpcurl, Python with grpcio)
+	@scripts/test all
+
+lint: ## formatting, and clippy on each set of features
+	$(CARGO) fmt --check
+	$(CARGO) clippy $(LOCKED) --all-features --all-targets -- -D warnings
+	$(CARGO) clippy $(LOCKED) --no-default-features --features client -- -D warnings
+	$(CARGO) clippy $(LOCKED) --no-default-features --features operator -- -D warnings
+	$(CARGO) clippy $(LOCKED) --no-default-features --features server -- -D warnings
+
+fmt: ## formats the code
+	$(CARGO) fmt
+
+check-client: ## proves that the client links no database, and is small
+	@scripts/check-client
+
+deny: ## checks licences, sources and unwanted crates (needs cargo-deny)
+	$(CARGO) deny --all-features check bans licenses sources
+
+doc: ## builds the documentation; a broken link is an error
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --all-features --no-deps --document-private-items
+
+bench: ## cp, rsync and fts side by side (release build; ROUNDS=5)
+	@scripts/bench
+
+run-server: ## starts a server on localhost:3000
+	$(CARGO) run $(LOCKED) --bin fts-server
+
+run-client: ## starts a client for it, with its demo file
+	$(CARGO) run $(LOCKED) --bin fts-client
+
+clean: ## removes everything that was built
+	$(CARGO) clean
