@@ -60,7 +60,7 @@ async fn a_server_killed_after_the_answer_still_delivers() {
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://127.0.0.1:{port}"));
         endpoint.expect("an address").connect().await.expect("connected")
     };
-    register(connect().await).await;
+    common::raw::register(connect().await, "client-1").await;
     let mut control = ControlClient::new(connect().await);
     let answer = control.trigger_download(request("/raw", "")).await.expect("triggered");
     let id = answer.into_inner().transfer.expect("a transfer").id;
@@ -80,18 +80,6 @@ async fn a_server_killed_after_the_answer_still_delivers() {
     assert_eq!(receipt(&raw.answer().await.expect("taken")), Status::Complete);
     assert!(server.landed(&id).await.1 == data);
     server.stop().await;
-}
-
-/// Says Hello once, so that the client is known.
-async fn register(channel: tonic::transport::Channel) {
-    use fts::wire::session::FromClient;
-    let hello = common::raw::hello("client-1", fts::ids::InstanceId::generate());
-    let (to_server, outbound) = tokio::sync::mpsc::channel(1);
-    to_server.send(FromClient::Hello(hello).into()).await.expect("room");
-    let mut client = proto::file_transfer_client::FileTransferClient::new(channel);
-    let outbound = tokio_stream::wrappers::ReceiverStream::new(outbound);
-    let mut inbound = client.connect(outbound).await.expect("a stream").into_inner();
-    inbound.message().await.expect("no error").expect("a welcome");
 }
 
 fn copy(from: &std::path::Path, to: &std::path::Path) {

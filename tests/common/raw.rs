@@ -44,6 +44,17 @@ pub fn hello(client: &str, instance: InstanceId) -> Hello {
     }
 }
 
+/// Says Hello once, so that the client is known.
+pub async fn register(channel: tonic::transport::Channel, client: &str) {
+    let (to_server, outbound) = mpsc::channel(1);
+    let hello = hello(client, InstanceId::generate());
+    to_server.send(FromClient::Hello(hello).into()).await.expect("room");
+    let mut client = FileTransferClient::new(channel);
+    let outbound = ReceiverStream::new(outbound);
+    let mut inbound = client.connect(outbound).await.expect("a stream").into_inner();
+    inbound.message().await.expect("no error").expect("a welcome");
+}
+
 impl RawSession {
     pub async fn open(server: &TestServer, client: &str) -> Self {
         Self::open_as(server, hello(client, InstanceId::generate())).await

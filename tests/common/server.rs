@@ -155,7 +155,7 @@ impl TestServer {
         };
         match tokio::time::timeout(patience, follow).await {
             Ok(transfer) => transfer,
-            Err(_) => panic!("waited too long: {:?}", self.transfer(id).await),
+            Err(_elapsed) => panic!("waited too long: {:?}", self.transfer(id).await),
         }
     }
 
