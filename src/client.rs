@@ -1,5 +1,5 @@
-//! The client program, as a value: it dials the server, delivers what it is asked for and its policy allows, and never
-//! ends because of what a server says.
+//! The client program, as a value: it dials the server, delivers what it is asked for and its
+//! policy allows, and never ends because of what a server says.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 pub mod config;
 pub mod demo_file;
+pub mod server_url;
 pub mod state_dir;
 
 mod board;

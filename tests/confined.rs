@@ -9,7 +9,10 @@ use std::{
 };
 
 use common::{client::TestClient, files_beneath, server::TestServer};
-use fts::wire::proto::{FailReason, State, Transfer};
+use fts::wire::proto::{
+    FailReason::{self, DeniedByPolicy, SourceNotFound, SourceNotRegular},
+    State, Transfer,
+};
 use tempfile::TempDir;
 
 const CANARY: &[u8] = b"the canary that must never sing: 3f9a1c";
@@ -64,7 +67,6 @@ async fn nothing_outside_the_roots_leaves() {
     let client = TestClient::start(&server, "client-1", &[&root]).await;
     let inside = |name: &str| root.join(name).display().to_string();
     let beside = |name: &str| site.dir.path().join(name).display().to_string();
-    use FailReason::{DeniedByPolicy, SourceNotFound, SourceNotRegular};
     let cases = [
         (beside("canary"), DeniedByPolicy),
         (beside("absent"), DeniedByPolicy),

@@ -1,4 +1,5 @@
-//! What the client is doing now, for its status page: written by the link and the jobs, read by the page.
+//! What the client is doing now, for its status page: written by the link and the jobs, read by the
+//! page.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},

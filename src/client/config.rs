@@ -1,16 +1,16 @@
-//! The client's settings: flags, variables and file on one side, a checked [`ClientConfig`] on the other. Everything
-//! that is wrong is told at once.
+//! The client's settings: flags, variables and file on one side, a checked [`ClientConfig`] on the
+//! other. Everything that is wrong is told at once.
 
 use std::{
-    env, fmt,
-    net::{IpAddr, TcpListener},
+    env,
+    net::TcpListener,
     path::{Path, PathBuf},
 };
 
 use clap::{Args, Parser, Subcommand};
-use http::Uri;
 use serde::Deserialize;
 
+use super::server_url::ServerUrl;
 use crate::{
     ids::{ClientId, RemotePath},
     limits,
@@ -20,10 +20,11 @@ use crate::{
 
 /// Delivers files of this machine to an fts-server, which asks for them.
 ///
-/// It dials the server, keeps one connection open, and uploads what the server asks for and the policy (--allow)
-/// permits. It never ends because of what a server says, or because there is none.
+/// It dials the server, keeps one connection open, and uploads what the server asks for and the
+/// policy (--allow) permits. It never ends because of what a server says, or because there is none.
 #[derive(Debug, Parser)]
-#[command(name = "fts-client", version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
+#[command(name = "fts-client", version, after_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     #[command(subcommand)]
     pub command: Option<CliCommand>,
@@ -32,11 +33,12 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Each setting comes from its flag, else its FTS_ variable, else its short variable, else the file (--config), else its
-default. FTS_ALLOW is a list, divided by colons; a list replaces the one that it wins over.
+Each setting comes from its flag, else its FTS_ variable, else its short variable, else the file
+(--config), else its default. FTS_ALLOW is a list, divided by colons; a list replaces the one that
+it wins over.
 
-Without --allow, and with a server on this machine, one file is shared: $HOME/file_to_download.txt, which is made
-(100 MB) if it is not there.
+Without --allow, and with a server on this machine, one file is shared:
+$HOME/file_to_download.txt, which is made (100 MB) if it is not there.
 
 RUST_LOG filters the log (default: info), which goes to standard error.
 
@@ -80,19 +82,20 @@ pub struct Flags {
     /// Address of the server [default: http://localhost:3000] [short variable: SERVER_URL].
     #[arg(long, value_name = "URL", env = "FTS_SERVER", hide_env_values = true)]
     pub server: Option<String>,
-    /// Name of this client [default: client-1 if the server is on this machine, else the host name] [short variable:
-    /// CLIENT_ID].
+    /// Name of this client [default: client-1 if the server is on this machine, else the host name]
+    /// [short variable: CLIENT_ID].
     #[arg(long, value_name = "ID", env = "FTS_CLIENT_ID", hide_env_values = true)]
     pub client_id: Option<String>,
-    /// Port of the status page, on loopback; 0: none [default: 8080, or none if that is busy] [short variable:
-    /// CLIENT_PORT].
+    /// Port of the status page, on loopback; 0: none [default: 8080, or none if that is busy]
+    /// [short variable: CLIENT_PORT].
     #[arg(long, value_name = "PORT", env = "FTS_STATUS_PORT", hide_env_values = true)]
     pub status_port: Option<String>,
-    /// A directory, or one file, that may be read; repeatable. Needed if the server is not on this machine [env:
-    /// FTS_ALLOW=].
+    /// A directory, or one file, that may be read; repeatable. Needed if the server is not on this
+    /// machine [env: FTS_ALLOW=].
     #[arg(long, value_name = "DIR")]
     pub allow: Vec<String>,
-    /// The client's own directory (0700) [default: $XDG_STATE_HOME/fts-client/ID, or $HOME/.local/state/fts-client/ID].
+    /// The client's own directory (0700) [default: $XDG_STATE_HOME/fts-client/ID, or
+    /// $HOME/.local/state/fts-client/ID].
     #[arg(long, value_name = "DIR", env = "FTS_STATE_DIR", hide_env_values = true)]
     pub state_dir: Option<String>,
     /// Files delivered at a time, 1 to 64 [default: 4].
@@ -180,69 +183,6 @@ pub struct ClientConfig {
     pub log_format: LogFormat,
 }
 
-/// Address of a server that is spoken to in clear text.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerUrl {
-    uri: Uri,
-    host: String,
-    port: u16,
-}
-
-impl ServerUrl {
-    /// Parses `http://HOST[:PORT]`.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        let uri: Uri = text.parse().map_err(|_| "not a URL like http://host:3000".to_owned())?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err("https:// needs TLS, which this version does not have; \
-                            use http:// and, beyond this machine, --insecure"
-                    .to_owned());
-            }
-            _ => return Err("a server's URL begins with http://".to_owned()),
-        }
-        let bare = matches!(
-            uri.path_and_query().map(http::uri::PathAndQuery::as_str),
-            None | Some("" | "/")
-        );
-        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
-        let Some(authority) = authority.filter(|_| bare) else {
-            return Err("a server's URL is only http://HOST:PORT".to_owned());
-        };
-        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = authority.port_u16().unwrap_or(80);
-        if host.is_empty() || port == 0 {
-            return Err("a server's URL has a host, and a port from 1 to 65535".to_owned());
-        }
-        Ok(Self { uri, host, port })
-    }
-
-    pub fn uri(&self) -> &Uri {
-        &self.uri
-    }
-
-    /// Without the brackets of an IPv6 address.
-    pub fn host(&self) -> &str {
-        &self.host
-    }
-
-    pub fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// Whether it is on this machine. The dialler holds `localhost` to it, whatever a resolver says.
-    pub fn is_loopback(&self) -> bool {
-        let by_address = |ip: IpAddr| ip.to_canonical().is_loopback();
-        self.host.eq_ignore_ascii_case("localhost") || self.host.parse().is_ok_and(by_address)
-    }
-}
-
-impl fmt::Display for ServerUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.uri.to_string().trim_end_matches('/'))
-    }
-}
-
 const DEFAULT_SERVER: &str = "http://localhost:3000";
 const DEMO_FILE: &str = "file_to_download.txt";
 
@@ -262,8 +202,8 @@ impl Flags {
         let insecure = picker.pick(("insecure", self.insecure), None, insecure, settings::flag);
         if !server.is_loopback() && insecure != Some(true) {
             picker.problem(format!(
-                "{server} is not on this machine: files would travel in clear text; this version has no TLS, and \
-                 --insecure (or FTS_INSECURE=true) says that this is a test network"
+                "{server} is not on this machine: files would travel in clear text; this version \
+                 has no TLS, and --insecure (or FTS_INSECURE=true) says that this is a test network"
             ));
         }
         let id = picker.pick(("client-id", self.client_id), Some("CLIENT_ID"), file.client_id, id);
@@ -348,7 +288,8 @@ fn default_state_dir(
     id.map(|id| base.join("fts-client").join(id.as_str()))
 }
 
-/// Picks the policy. A list replaces the one that it wins over: what is typed can only be narrower than expected.
+/// Picks the policy. A list replaces the one that it wins over: what is typed can only be narrower
+/// than expected.
 fn shared(
     picker: &mut Picker,
     server: &ServerUrl,
@@ -392,7 +333,8 @@ fn root(text: &str) -> Result<RemotePath, String> {
 fn demo_file(picker: &mut Picker, server: &ServerUrl, around: &Surroundings) -> Option<Shared> {
     if !server.is_loopback() {
         picker.problem(format!(
-            "{server} is not on this machine: say what it may read, with --allow DIR (or FTS_ALLOW, or 'allow' in the file)"
+            "{server} is not on this machine: say what it may read, with --allow DIR (or \
+             FTS_ALLOW, or 'allow' in the file)"
         ));
         return None;
     }
@@ -457,39 +399,6 @@ mod tests {
         let config = remote().resolve(&around()).expect("valid");
         assert_eq!(config.id.as_str(), "web_1.lan");
         assert_eq!(config.shared, Shared::Roots(vec!["/srv".parse().expect("a path")]));
-    }
-
-    #[test]
-    fn a_name_that_only_looks_like_this_machine_is_not_it() {
-        for here in [
-            "http://localhost",
-            "http://127.9.9.9:1",
-            "http://[::1]:3000",
-            "http://LOCALHOST:3000/",
-        ] {
-            assert!(ServerUrl::parse(here).expect(here).is_loopback(), "{here}");
-        }
-        let elsewhere = [
-            "http://localhost.evil.com",
-            "http://127.0.0.1.nip.io",
-            "http://0.0.0.0:3000",
-            "http://[::]:1",
-        ];
-        for elsewhere in elsewhere {
-            assert!(!ServerUrl::parse(elsewhere).expect(elsewhere).is_loopback(), "{elsewhere}");
-        }
-        let bad = [
-            "https://localhost",
-            "localhost:3000",
-            "http://u@localhost",
-            "http://h/x",
-            "http://h:0",
-            "",
-            "http://",
-        ];
-        for bad in bad {
-            assert!(ServerUrl::parse(bad).is_err(), "{bad}");
-        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The connection of the uploads: opened by the first one, shared by all, and closed after a while without one. It is
-//! never the one of `Connect`, so that file bytes cannot delay a heartbeat.
+//! The connection of the uploads: opened by the first one, shared by all, and closed after a while
+//! without one. It is never the one of `Connect`, so that file bytes cannot delay a heartbeat.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -86,6 +86,42 @@ impl Drop for Lease {
         if state.leases == 0 {
             state.idle_since = Some(Instant::now());
             self.connection.changed.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_closes_after_a_while_without_an_upload() {
+        let refused = || Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let uri = "http://nowhere".parse().expect("a URI");
+        let connection =
+            DataConnection::new(Dialer::new(uri, move || Box::pin(async move { refused() })));
+        let is_open = || connection.lock().channel.is_some();
+        let nearly = limits::DATA_CONNECTION_IDLE.mul_f64(0.9);
+        let uploads = async {
+            let (first, second) = (connection.lease(), connection.lease());
+            drop(first);
+            sleep(limits::DATA_CONNECTION_IDLE * 2).await;
+            assert!(is_open(), "the second upload runs");
+            drop(second);
+            sleep(nearly).await;
+            drop(connection.lease());
+            sleep(nearly).await;
+            assert!(is_open(), "there was an upload meanwhile");
+            sleep(limits::DATA_CONNECTION_IDLE.mul_f64(0.2)).await;
+            assert!(!is_open());
+        };
+        tokio::select! {
+            () = uploads => {}
+            () = connection.close_when_idle() => {}
         }
     }
 }

@@ -22,7 +22,8 @@ pub enum Made {
     AlreadyThere,
 }
 
-/// Makes the file if nothing is at `path`. Of several processes one wins, and nobody sees a part of it.
+/// Makes the file if nothing is at `path`. Of several processes one wins, and nobody sees a part of
+/// it.
 pub fn make_once(path: &Path, size: u64) -> io::Result<Made> {
     match fs::symlink_metadata(path) {
         Ok(_) => return Ok(Made::AlreadyThere),
@@ -74,7 +75,8 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Writes the lines beside `path`, and lets `publish` move them there. What could not be published is removed.
+/// Writes the lines beside `path`, and lets `publish` move them there. What could not be published
+/// is removed.
 fn write_aside<T>(
     path: &Path,
     size: u64,

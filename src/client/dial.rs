@@ -11,7 +11,7 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint, Error as TransportError};
 
-use super::config::ServerUrl;
+use super::server_url::ServerUrl;
 use crate::limits;
 
 /// What carries HTTP/2.
@@ -85,7 +85,8 @@ impl Dialer {
     }
 }
 
-/// Pings of the data connection, while an upload runs. More often, and some servers take it for an attack.
+/// Pings of the data connection, while an upload runs. More often, and some servers take it for an
+/// attack.
 const PING: Duration = Duration::from_secs(20);
 
 async fn connect(server: &ServerUrl) -> io::Result<TcpStream> {

@@ -1,4 +1,5 @@
-//! A server for the client's tests: it speaks the protocol over pipes in memory, and leaves every decision to the test.
+//! A server for the client's tests: it speaks the protocol over pipes in memory, and leaves every
+//! decision to the test.
 
 use std::{io, pin::Pin, sync::Arc, time::Duration};
 
@@ -103,6 +104,10 @@ impl FakeServer {
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             tonic::transport::Server::builder()
+                // As the real server has it: an upload that the test does not read leaves room
+                // for another.
+                .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW_BYTES)
+                .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW_BYTES)
                 .add_service(service)
                 .serve_with_incoming(ReceiverStream::new(dialled))
                 .await
@@ -160,9 +165,8 @@ impl FakeSession {
     /// Returns the next report; other messages are skipped.
     pub(super) async fn report(&mut self) -> Report {
         loop {
-            match self.next().await.expect("a report comes") {
-                FromClient::Report(report) => return report,
-                _ => continue,
+            if let FromClient::Report(report) = self.next().await.expect("a report comes") {
+                return report;
             }
         }
     }
@@ -183,7 +187,7 @@ impl FakeUpload {
 /// A client's link with a directory of its own, `root`, which alone it may read.
 pub(super) struct Client {
     pub(super) temp: TempDir,
-    shutdown: Shutdown,
+    pub(super) shutdown: Shutdown,
 }
 
 impl Client {

@@ -1,5 +1,6 @@
-//! The attempts of this process: which run, which ended, and which reports the server has not taken. They outlive every
-//! connection. A command is known by (transfer, epoch), so that one that comes twice runs once.
+//! The attempts of this process: which run, which ended, and which reports the server has not
+//! taken. They outlive every connection. A command is known by (transfer, epoch), so that one that
+//! comes twice runs once.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -139,7 +140,8 @@ struct Running {
     progress: Arc<Progress>,
 }
 
-/// Runs commands, at most so many at a time. Its owner polls [`Jobs::next_ended`]; dropping it ends all.
+/// Runs commands, at most so many at a time. Its owner polls [`Jobs::next_ended`]; dropping it ends
+/// all.
 #[derive(Debug)]
 pub(super) struct Jobs {
     uploader: Arc<Uploader>,
@@ -186,7 +188,8 @@ impl Jobs {
     }
 
     fn room(&self) -> Room {
-        // Each command that is taken makes a report, and reports are kept: so their bound is one of commands.
+        // Each command that is taken makes a report, and reports are kept: so their bound is one of
+        // commands.
         let reports = self.reports.kept.len() + self.tasks.len();
         if !self.taking || reports >= limits::REPORTS_MAX {
             Room::Nothing
@@ -243,7 +246,8 @@ impl Jobs {
         self.taking = false;
     }
 
-    /// Waits until an attempt ends, and keeps its report. Never returns while none runs. Cancel safe.
+    /// Waits until an attempt ends, and keeps its report. Never returns while none runs. Cancel
+    /// safe.
     pub(super) async fn next_ended(&mut self) {
         let report = match self.tasks.join_next_with_id().await {
             None => pending().await,

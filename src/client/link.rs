@@ -1,5 +1,6 @@
-//! The control connection: dials, keeps one session alive, dials again. It never gives up, and nothing that a server says
-//! ends the process. What runs, and what is to be reported, lives in [`Jobs`] and outlives every session.
+//! The control connection: dials, keeps one session alive, dials again. It never gives up, and
+//! nothing that a server says ends the process. What runs, and what is to be reported, lives in
+//! [`Jobs`] and outlives every session.
 
 use std::{sync::Arc, time::Duration};
 
@@ -37,6 +38,9 @@ impl Link {
             if matches!(end, End::Left) {
                 return;
             }
+            if self.shutdown.draining().is_cancelled() {
+                break;
+            }
             self.tell(&end);
             self.pause(pause_after(&end, &mut backoff)).await;
         }
@@ -60,9 +64,8 @@ impl Link {
         };
         match opened {
             Ok(session) => {
-                tracing::info!(
-                    client_id = %self.hello.client, server = %self.dialer, epoch = session.epoch.0, "registered"
-                );
+                let (client, epoch) = (&self.hello.client, session.epoch.0);
+                tracing::info!(client_id = %client, server = %self.dialer, epoch, "registered");
                 self.board.connected(session.epoch);
                 self.jobs.tell_again();
                 session.run(&mut self.jobs, &self.board, &self.shutdown).await
@@ -130,8 +133,6 @@ fn pause_after(end: &End, backoff: &mut Backoff) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
     use crate::{
         client::fake_server::{Client, FakeServer},
@@ -294,6 +295,8 @@ mod tests {
         let mut server = FakeServer::start();
         let client = Client::start(&server);
         let mut session = server.session().await;
+        let beat = session.next().await;
+        assert!(matches!(beat, Some(FromClient::Heartbeat { .. })), "the session is not open");
         let stopping = client.stop();
         let goodbye = async {
             let said = session.next().await;

@@ -1,5 +1,6 @@
-//! Reads one file from its first byte to its size at open, checks each chunk on the way, and says at the end what was
-//! delivered: the file unchanged, its first bytes, or nothing. Blocks: it runs on a thread of its own.
+//! Reads one file from its first byte to its size at open, checks each chunk on the way, and says
+//! at the end what was delivered: the file unchanged, its first bytes, or nothing. Blocks: it runs
+//! on a thread of its own.
 
 use std::{
     io,
@@ -31,7 +32,8 @@ enum ReadError {
     Unheard,
 }
 
-/// Sends the file's chunks, then Finish or Abort. Ends early, without either, once `send` returns false.
+/// Sends the file's chunks, then Finish or Abort. Ends early, without either, once `send` returns
+/// false.
 pub(super) fn read(
     file: &OpenFile,
     consistency: Consistency,
@@ -81,8 +83,8 @@ fn read_whole(
     Ok(Upload::Finish { size, finish: Finish { digest, delivered }, fingerprint: after })
 }
 
-/// Computes the root once more. The server sees the last chunk repeated meanwhile, which it ignores, so that it knows
-/// of a large file that this end is alive.
+/// Computes the root once more. The server sees the last chunk repeated meanwhile, which it
+/// ignores, so that it knows of a large file that this end is alive.
 fn read_again(
     file: &OpenFile,
     size: u64,
@@ -257,13 +259,18 @@ mod tests {
 
     fn append(path: &Path) {
         let mut file = OpenOptions::new().append(true).open(path).expect("open");
-        file.write_all(&[7; 3 * limits::CHUNK_BYTES]).expect("written");
+        file.write_all(&vec![7; 3 * limits::CHUNK_BYTES]).expect("written");
     }
 
     fn overwrite(path: &Path, at: u64) {
         use std::os::unix::fs::FileExt as _;
         let file = OpenOptions::new().write(true).open(path).expect("open");
         file.write_all_at(b"!", at).expect("written");
+    }
+
+    fn shorten(path: &Path) {
+        let file = OpenOptions::new().write(true).open(path).expect("open");
+        file.set_len(9).expect("cut");
     }
 
     fn delivered(end: &Upload) -> (Delivered, Digest, u64) {
@@ -320,9 +327,7 @@ mod tests {
         let changes: [fn(&Path); 4] = [
             |path| overwrite(path, 3),
             |path| overwrite(path, SIZE as u64 - 1),
-            |path| {
-                OpenOptions::new().write(true).open(path).expect("open").set_len(9).expect("cut")
-            },
+            shorten,
             |path| {
                 let times = FileTimes::new().set_modified(SystemTime::UNIX_EPOCH);
                 let file = OpenOptions::new().write(true).open(path).expect("open");
@@ -360,6 +365,7 @@ mod tests {
         let first = pool.take();
         let address = first.as_ptr();
         drop(pool.bytes(first, 10));
-        assert_eq!(pool.take().as_ptr(), address);
+        let second = pool.take();
+        assert_eq!(second.as_ptr(), address);
     }
 }

@@ -1,5 +1,5 @@
-//! One session: a `Connect` stream from Hello to its end, and both halves of it. Whatever it would wait for is an arm of
-//! one `select!`, so that nothing that hangs can hold up a heartbeat.
+//! One session: a `Connect` stream from Hello to its end, and both halves of it. Whatever it would
+//! wait for is an arm of one `select!`, so that nothing that hangs can hold up a heartbeat.
 
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
@@ -217,7 +217,7 @@ impl Session {
             Ok(FromServer::Download(command)) => {
                 let attempt = command.attempt;
                 let verdict = jobs.command(command);
-                tracing::debug!(transfer_id = %attempt.transfer, epoch = attempt.epoch.0, ?verdict, "asked");
+                tracing::debug!(%attempt, ?verdict, "was asked for a file");
                 self.queue.push_back(FromClient::Reply { attempt, verdict });
             }
             Ok(FromServer::Stop(attempt)) => jobs.stop(attempt),

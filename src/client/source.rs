@@ -1,6 +1,7 @@
-//! Opens what may be read, and nothing else. The path is matched to an allowed root by name; the rest is resolved by the
-//! kernel beneath that root's directory (`openat2`), so that no `..`, no link and no race leads out of it. Only regular
-//! files of real file systems pass, and never the client's own. Everything here blocks: call it off the reactor.
+//! Opens what may be read, and nothing else. The path is matched to an allowed root by name; the
+//! rest is resolved by the kernel beneath that root's directory (`openat2`), so that no `..`, no
+//! link and no race leads out of it. Only regular files of real file systems pass, and never the
+//! client's own. Everything here blocks: call it off the reactor.
 
 use std::{
     fs::File,
@@ -21,8 +22,8 @@ use crate::{
     transfer::{FailReason, Fingerprint},
 };
 
-/// Why a file is not delivered. The text is what the server may read; of a refusal it says nothing else, so that what
-/// is outside looks the same whether it exists or not.
+/// Why a file is not delivered. The text is what the server may read; of a refusal it says nothing
+/// else, so that what is outside looks the same whether it exists or not.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SourceError {
     #[error("not allowed by the client's policy")]
@@ -92,7 +93,8 @@ impl OpenFile {
 #[derive(Debug)]
 pub(super) struct Source {
     policy: Policy,
-    /// For each root, its directory, once it was there. Held, so that nobody can put another in its place.
+    /// For each root, its directory, once it was there. Held, so that nobody can put another in its
+    /// place.
     held: Vec<Mutex<Option<Arc<OwnedFd>>>>,
     default_file: Option<RemotePath>,
     state_dir: Arc<StateDir>,
@@ -174,8 +176,8 @@ impl Source {
         })
     }
 
-    /// Looks first, so that what is no regular file is not even opened; and checks what was opened, because it may be
-    /// another by then.
+    /// Looks first, so that what is no regular file is not even opened; and checks what was opened,
+    /// because it may be another by then.
     fn open_regular(
         &self,
         open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
@@ -248,7 +250,8 @@ fn beneath(dir: impl AsFd, rest: &str, flags: OFlags) -> rustix::io::Result<Owne
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 1..limits::OPEN_TRIES_MAX {
         match rustix::fs::openat2(dir.as_fd(), rest, flags, Mode::empty(), resolve) {
-            // A directory was renamed meanwhile, and the kernel could not tell whether `..` led out.
+            // A directory was renamed meanwhile, and the kernel could not tell whether `..` led
+            // out.
             Err(Errno::AGAIN | Errno::INTR) => {}
             done => return done,
         }
@@ -256,8 +259,8 @@ fn beneath(dir: impl AsFd, rest: &str, flags: OFlags) -> rustix::io::Result<Owne
     rustix::fs::openat2(dir.as_fd(), rest, flags, Mode::empty(), resolve)
 }
 
-/// Magic numbers of file systems whose files the kernel makes up. (devtmpfs has the number of tmpfs; what matters in it
-/// are devices, and those are no regular files.)
+/// Magic numbers of file systems whose files the kernel makes up. (devtmpfs has the number of
+/// tmpfs; what matters in it are devices, and those are no regular files.)
 const KERNEL_FILE_SYSTEMS: [u32; 16] = [
     0x0000_9fa0, // proc
     0x6265_6572, // sysfs
@@ -533,6 +536,7 @@ mod tests {
 
     #[test]
     fn a_race_of_directory_and_link_never_shows_the_canary() {
+        const TRIES: u32 = 20_000;
         let place = Place::new();
         fs::create_dir_all(place.path("root/d")).expect("made");
         fs::write(place.path("root/d/canary"), "good").expect("written");
@@ -547,19 +551,22 @@ mod tests {
                     rustix::fs::renameat_with(CWD, &d, CWD, &l, flags).expect("exchanged");
                 }
             });
-            let mut good = 0;
-            for _ in 0..20_000 {
-                if let Ok(file) = open(&source, &d.join("canary")) {
-                    // No assert here: it would leave the other thread running.
-                    good += i32::from(text(&file) == "good");
-                    if text(&file) == CANARY {
-                        good = i32::MIN;
-                        break;
-                    }
+            let (mut good, mut leaked, mut refused) = (0, 0, 0);
+            let mut tries = 0;
+            // On until both layouts were met, so that a slow machine proves something as well.
+            while tries < TRIES || ((good == 0 || refused == 0) && tries < 100 * TRIES) {
+                tries += 1;
+                // Each file is read once: a second read of the same one would begin at its end.
+                // No assert here: it would leave the other thread running.
+                match open(&source, &d.join("canary")).map(|file| text(&file)).as_deref() {
+                    Ok(CANARY) => leaked += 1,
+                    Ok(_) => good += 1,
+                    Err(_) => refused += 1,
                 }
             }
             stop.store(true, Ordering::Relaxed);
-            assert!(good > 0, "{good}");
+            assert_eq!(leaked, 0, "{good} good, {refused} refused");
+            assert!(good > 0 && refused > 0, "{good} good, {refused} refused");
         });
     }
 
@@ -597,9 +604,9 @@ mod tests {
     fn check_unreadable() {
         let place = Place::new();
         fs::write(place.path("root/f"), CANARY).expect("written");
-        fs::set_permissions(place.path("root/f"), fs::Permissions::from_mode(0)).expect("set");
+        fs::set_permissions(place.path("root/f"), fs::Permissions::from_mode(0o0)).expect("set");
         fs::create_dir(place.path("root/d")).expect("made");
-        fs::set_permissions(place.path("root/d"), fs::Permissions::from_mode(0)).expect("set");
+        fs::set_permissions(place.path("root/d"), fs::Permissions::from_mode(0o0)).expect("set");
         for name in ["root/f", "root/d/f"] {
             let err = place.open(name).expect_err("unreadable");
             assert_eq!(err.reason(), FailReason::SourceUnreadable, "{name}: {err:?}");

@@ -1,5 +1,5 @@
-//! The client's own directory: private, and locked for as long as the process lives. It knows its files, so that none
-//! of them is ever delivered.
+//! The client's own directory: private, and locked for as long as the process lives. It knows its
+//! files, so that none of them is ever delivered.
 
 use std::{
     fs::DirBuilder,
@@ -64,8 +64,8 @@ impl StateDir {
         Ok(Self { dir, _lock: lock })
     }
 
-    /// Whether `stat` is a file of this directory. By inode, so that no other name of it (a hard link, a bind mount) is
-    /// a way around; and only this user can add to the directory.
+    /// Whether `stat` is a file of this directory. By inode, so that no other name of it (a hard
+    /// link, a bind mount) is a way around; and only this user can add to the directory.
     pub fn owns(&self, stat: &Stat) -> io::Result<bool> {
         let mut left = limits::STATE_FILES_MAX;
         let dir = rustix::fs::openat(&self.dir, ".", LIST, Mode::empty())?;

@@ -1,5 +1,6 @@
-//! The status page: read-only, on loopback, for whoever is on this machine. A web page of somebody else cannot read it:
-//! `Host` must be a loopback name with our port, so that a name that was rebound to 127.0.0.1 does not do.
+//! The status page: read-only, on loopback, for whoever is on this machine. A web page of somebody
+//! else cannot read it: `Host` must be a loopback name with our port, so that a name that was
+//! rebound to 127.0.0.1 does not do.
 
 use std::{
     convert::Infallible,
@@ -66,8 +67,8 @@ impl StatusPage {
         self.address
     }
 
-    /// Answers until it is dropped. Few connections at a time, each for a short while: it is no way to exhaust the
-    /// client.
+    /// Answers until it is dropped. Few connections at a time, each for a short while: it is no way
+    /// to exhaust the client.
     pub(super) async fn serve(self, board: Arc<Board>) {
         let listener = match tokio::net::TcpListener::from_std(self.listener) {
             Ok(listener) => listener,
@@ -86,7 +87,8 @@ impl StatusPage {
                     Ok((socket, _)) => {
                         connections.spawn(serve_one(socket, board.clone(), port));
                     }
-                    // No descriptors left, say: again when a connection has ended, or a little later.
+                    // No descriptors left, say: again when a connection has ended, or a little
+                    // later.
                     Err(err) => {
                         tracing::warn!(error = %err, "the status page cannot accept");
                         tokio::time::sleep(limits::DIAL_PAUSE_MIN).await;

@@ -5,7 +5,8 @@ use std::path::Path;
 use fts::{
     client::{
         Client,
-        config::{ClientConfig, ServerUrl, Shared, StatusPort},
+        config::{ClientConfig, Shared, StatusPort},
+        server_url::ServerUrl,
     },
     limits,
     shutdown::Shutdown,

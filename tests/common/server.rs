@@ -153,10 +153,10 @@ impl TestServer {
             }
             panic!("the transfer ended first: {:?}", self.transfer(id).await);
         };
-        match tokio::time::timeout(patience, follow).await {
-            Ok(transfer) => transfer,
-            Err(_elapsed) => panic!("waited too long: {:?}", self.transfer(id).await),
-        }
+        let Ok(transfer) = tokio::time::timeout(patience, follow).await else {
+            panic!("waited too long: {:?}", self.transfer(id).await);
+        };
+        transfer
     }
 
     /// Follows a transfer to its end.

@@ -1,0 +1,107 @@
+//! The address of a server: what the client dials, and whether that is on this machine.
+
+use std::{fmt, net::IpAddr};
+
+use http::Uri;
+
+/// Address of a server that is spoken to in clear text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerUrl {
+    uri: Uri,
+    host: String,
+    port: u16,
+}
+
+impl ServerUrl {
+    /// Parses `http://HOST[:PORT]`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let uri: Uri = text.parse().map_err(|_| "not a URL like http://host:3000".to_owned())?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") => {
+                return Err("https:// needs TLS, which this version does not have; \
+                            use http:// and, beyond this machine, --insecure"
+                    .to_owned());
+            }
+            _ => return Err("a server's URL begins with http://".to_owned()),
+        }
+        let bare = matches!(
+            uri.path_and_query().map(http::uri::PathAndQuery::as_str),
+            None | Some("" | "/")
+        );
+        let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
+        let Some(authority) = authority.filter(|_| bare) else {
+            return Err("a server's URL is only http://HOST:PORT".to_owned());
+        };
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+        let port = authority.port_u16().unwrap_or(80);
+        if host.is_empty() || port == 0 {
+            return Err("a server's URL has a host, and a port from 1 to 65535".to_owned());
+        }
+        Ok(Self { uri, host, port })
+    }
+
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Without the brackets of an IPv6 address.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether it is on this machine. The dialler holds `localhost` to it, whatever a resolver
+    /// says.
+    pub fn is_loopback(&self) -> bool {
+        let by_address = |ip: IpAddr| ip.to_canonical().is_loopback();
+        self.host.eq_ignore_ascii_case("localhost") || self.host.parse().is_ok_and(by_address)
+    }
+}
+
+impl fmt::Display for ServerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.uri.to_string().trim_end_matches('/'))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_only_looks_like_this_machine_is_not_it() {
+        for here in [
+            "http://localhost",
+            "http://127.9.9.9:1",
+            "http://[::1]:3000",
+            "http://LOCALHOST:3000/",
+        ] {
+            assert!(ServerUrl::parse(here).expect(here).is_loopback(), "{here}");
+        }
+        let elsewhere = [
+            "http://localhost.evil.com",
+            "http://127.0.0.1.nip.io",
+            "http://0.0.0.0:3000",
+            "http://[::]:1",
+        ];
+        for elsewhere in elsewhere {
+            assert!(!ServerUrl::parse(elsewhere).expect(elsewhere).is_loopback(), "{elsewhere}");
+        }
+        let bad = [
+            "https://localhost",
+            "localhost:3000",
+            "http://u@localhost",
+            "http://h/x",
+            "http://h:0",
+            "",
+            "http://",
+        ];
+        for bad in bad {
+            assert!(ServerUrl::parse(bad).is_err(), "{bad}");
+        }
+    }
+}
