@@ -57,6 +57,8 @@ pub(super) struct Progress {
     pub(super) path: String,
     pub(super) sent: AtomicU64,
     pub(super) size: AtomicU64,
+    /// Of the whole file, once it has been read.
+    digest: OnceLock<Digest>,
 }
 
 impl Progress {
@@ -67,6 +69,7 @@ impl Progress {
             path: path.map(|path| path.as_str().to_owned()).unwrap_or_default(),
             sent: AtomicU64::new(0),
             size: AtomicU64::new(0),
+            digest: OnceLock::new(),
         }
     }
 }
@@ -107,7 +110,10 @@ impl Uploader {
         let (path, epoch) = (progress.path.as_str(), attempt.epoch.0);
         let (sent, detail) = (progress.sent.load(Ordering::Relaxed), report.detail.as_str());
         match outcome {
-            Outcome::Delivered => tracing::info!(epoch, ?path, sent, "delivered"),
+            Outcome::Delivered => {
+                let blake3 = progress.digest.get().map(tracing::field::display);
+                tracing::info!(epoch, ?path, sent, blake3, "delivered");
+            }
             Outcome::Stopped => tracing::info!(epoch, ?path, sent, "stopped"),
             Outcome::Broken => {
                 tracing::warn!(epoch, ?path, sent, detail, "broke; the server decides");
@@ -169,7 +175,8 @@ impl Uploader {
         let decision = Arc::new(OnceLock::new());
         let aborted = CancellationToken::new();
         let (noted, noted_abort) = (decision.clone(), aborted.clone());
-        let (consistency, progress) = (command.consistency, progress.clone());
+        let (consistency, told) = (command.consistency, progress);
+        let progress = progress.clone();
         // Not awaited: it ends when nobody hears it, and one that hangs in a read must hold up
         // nobody.
         drop(spawn_blocking(move || {
@@ -196,6 +203,9 @@ impl Uploader {
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
         let call = client.upload_file(ReceiverStream::new(receiver));
         let answer = answer(call, &aborted).await;
+        if let Some(Decision::Finish { digest, .. }) = decision.get() {
+            told.digest.get_or_init(|| *digest);
+        }
         judge(command.attempt, answer, decision.get())
     }
 }
