@@ -1,9 +1,15 @@
 //! The rules of a transfer's life: a table of every step from every state, then each rule by
 //! itself, then random lives.
 
+use std::time::Duration;
+
 use proptest::{collection::vec, prelude::*};
 
 use super::*;
+use crate::{
+    ids::{Digest, TransferId},
+    transfer::{Consistency, Delivered, Fingerprint, Request},
+};
 
 const T0: UnixMs = UnixMs(1_700_000_000_000);
 const DEADLINE: Duration = Duration::from_secs(1000);

@@ -1,0 +1,243 @@
+//! From messages: everything is checked, bounded and clamped here, on either side of the wire.
+
+use std::time::Duration;
+
+use super::{
+    Command, FromClient, FromServer, Header, Hello, Outcome, PROTOCOL, Report, Upload, Verdict,
+    WireError,
+};
+use crate::{
+    ids::{AttemptId, Digest, Epoch, InstanceId, SessionEpoch, bounded},
+    limits,
+    transfer::{Consistency, Delivered, FailReason, Fingerprint, Finish},
+    wire::proto,
+};
+
+impl TryFrom<Option<proto::Attempt>> for AttemptId {
+    type Error = WireError;
+
+    fn try_from(message: Option<proto::Attempt>) -> Result<Self, WireError> {
+        let message = message.ok_or(WireError::Missing("attempt"))?;
+        Ok(Self { transfer: message.transfer_id.parse()?, epoch: Epoch(message.epoch) })
+    }
+}
+
+impl TryFrom<proto::ClientMessage> for FromClient {
+    type Error = WireError;
+
+    fn try_from(message: proto::ClientMessage) -> Result<Self, WireError> {
+        use proto::client_message::Body;
+        let Some(body) = message.body else { return Ok(Self::Unknown) };
+        Ok(match body {
+            Body::Hello(hello) => Self::Hello(hello.try_into()?),
+            Body::Heartbeat(beat) => {
+                let at_most = limits::JOBS_MAX as usize;
+                let each = beat.progress.into_iter().take(at_most);
+                let progress = each.map(|p| Ok((p.attempt.try_into()?, p.bytes_sent)));
+                Self::Heartbeat {
+                    seq: beat.seq,
+                    progress: progress.collect::<Result<_, WireError>>()?,
+                }
+            }
+            Body::Reply(reply) => {
+                let verdict = match reply.verdict() {
+                    proto::command_reply::Verdict::Unspecified => return Ok(Self::Unknown),
+                    proto::command_reply::Verdict::Accepted => Verdict::Accepted,
+                    proto::command_reply::Verdict::Busy => Verdict::Busy,
+                    proto::command_reply::Verdict::StaleEpoch => Verdict::StaleEpoch,
+                    proto::command_reply::Verdict::Conflict => Verdict::Conflict,
+                };
+                Self::Reply { attempt: reply.attempt.try_into()?, verdict }
+            }
+            Body::Report(report) => Self::Report(report.try_into()?),
+            Body::Goodbye(bye) => {
+                Self::Goodbye { reason: bounded(bye.reason, limits::LABEL_BYTES_MAX) }
+            }
+        })
+    }
+}
+
+impl TryFrom<proto::Hello> for Hello {
+    type Error = WireError;
+
+    fn try_from(hello: proto::Hello) -> Result<Self, WireError> {
+        if hello.protocol != PROTOCOL {
+            return Err(WireError::Protocol(hello.protocol));
+        }
+        if hello.jobs_max == 0 {
+            return Err(WireError::Range("jobs_max"));
+        }
+        let label = |text| bounded(text, limits::LABEL_BYTES_MAX);
+        let roots = hello.allowed_roots.into_iter().take(limits::ALLOWED_ROOTS_MAX);
+        let running = hello.running.into_iter().take(limits::JOBS_MAX as usize);
+        Ok(Self {
+            client: hello.client_id.parse()?,
+            instance: InstanceId::from_bytes(&hello.instance_id)?,
+            jobs_max: hello.jobs_max.min(limits::JOBS_MAX),
+            version: label(hello.version),
+            host_name: label(hello.host_name),
+            os: label(hello.os),
+            allowed_roots: roots.map(|root| bounded(root, limits::PATH_BYTES_MAX)).collect(),
+            running: running.map(|attempt| Some(attempt).try_into()).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl TryFrom<proto::AttemptReport> for Report {
+    type Error = WireError;
+
+    fn try_from(report: proto::AttemptReport) -> Result<Self, WireError> {
+        use proto::attempt_report::Outcome as Wire;
+        let outcome = match report.outcome() {
+            Wire::Delivered => Outcome::Delivered,
+            // What a later client reports, and this server does not know, is worth another attempt.
+            Wire::Failed => fail_reason(report.reason()).map_or(Outcome::Broken, Outcome::Failed),
+            Wire::Broken | Wire::Unspecified => Outcome::Broken,
+            Wire::Stopped => Outcome::Stopped,
+        };
+        let detail = bounded(report.detail, limits::DETAIL_BYTES_MAX);
+        Ok(Self { attempt: report.attempt.try_into()?, outcome, detail })
+    }
+}
+
+impl TryFrom<proto::ServerMessage> for FromServer {
+    type Error = WireError;
+
+    fn try_from(message: proto::ServerMessage) -> Result<Self, WireError> {
+        use proto::server_message::Body;
+        let Some(body) = message.body else { return Ok(Self::Unknown) };
+        // No hint of a server may keep a client away for ever.
+        let pause = |ms: u32| Duration::from_millis(ms.into()).min(limits::RECONNECT_HINT_MAX);
+        let label = |text| bounded(text, limits::LABEL_BYTES_MAX);
+        Ok(match body {
+            Body::Welcome(welcome) => {
+                let beat = Duration::from_millis(welcome.heartbeat_ms.into());
+                let heartbeat = beat.clamp(limits::HEARTBEAT_MIN, limits::HEARTBEAT_MAX);
+                let silence = Duration::from_millis(welcome.silence_ms.into());
+                let longest = limits::HEARTBEAT_MAX * limits::SERVER_SILENCE_PERCENT / 100;
+                Self::Welcome {
+                    session: SessionEpoch(welcome.session_epoch),
+                    heartbeat,
+                    silence: silence.clamp(heartbeat * 3 / 2, longest),
+                }
+            }
+            Body::HeartbeatAck(ack) => Self::HeartbeatAck { seq: ack.seq },
+            Body::Download(command) => Self::Download(command.try_into()?),
+            Body::Stop(stop) => Self::Stop(stop.attempt.try_into()?),
+            Body::ReportAck(ack) => Self::ReportAck(ack.attempt.try_into()?),
+            Body::Drain(drain) => Self::Drain { reconnect_after: pause(drain.reconnect_after_ms) },
+            Body::Superseded(by) => Self::Superseded {
+                host_name: label(by.host_name),
+                address: label(by.address),
+                reconnect_after: pause(by.reconnect_after_ms),
+            },
+        })
+    }
+}
+
+impl TryFrom<proto::DownloadCommand> for Command {
+    type Error = WireError;
+
+    fn try_from(command: proto::DownloadCommand) -> Result<Self, WireError> {
+        let consistency = consistency(command.consistency());
+        let path = match command.path.as_str() {
+            "" => Ok(None),
+            path => path.parse().map(Some),
+        };
+        let size_max = command.size_max.min(limits::FILE_BYTES_MAX);
+        Ok(Self { attempt: command.attempt.try_into()?, path, consistency, size_max })
+    }
+}
+
+impl TryFrom<proto::UploadFileRequest> for Upload {
+    type Error = WireError;
+
+    fn try_from(message: proto::UploadFileRequest) -> Result<Self, WireError> {
+        use proto::upload_file_request::Body;
+        Ok(match message.body.ok_or(WireError::Missing("body"))? {
+            Body::Header(header) => Self::Header(header.try_into()?),
+            Body::Chunk(chunk) => {
+                Self::Chunk { offset: chunk.offset, crc32c: chunk.crc32c, data: chunk.data }
+            }
+            Body::RangeEnd(_) => Self::RangeEnd,
+            Body::Abort(abort) => Self::Abort {
+                reason: fail_reason(abort.reason()).unwrap_or(FailReason::Io),
+                detail: bounded(abort.detail, limits::DETAIL_BYTES_MAX),
+            },
+            Body::Finish(finish) => {
+                let delivered = match finish.delivered() {
+                    proto::Delivered::Unspecified => return Err(WireError::Missing("delivered")),
+                    proto::Delivered::Unchanged => Delivered::Unchanged,
+                    proto::Delivered::Prefix => Delivered::Prefix,
+                };
+                Self::Finish {
+                    size: finish.size,
+                    finish: Finish { digest: Digest::from_bytes(&finish.digest)?, delivered },
+                    fingerprint: finish
+                        .fingerprint
+                        .ok_or(WireError::Missing("fingerprint"))?
+                        .into(),
+                }
+            }
+        })
+    }
+}
+
+impl TryFrom<proto::Header> for Header {
+    type Error = WireError;
+
+    fn try_from(header: proto::Header) -> Result<Self, WireError> {
+        let range = header.range.ok_or(WireError::Missing("range"))?;
+        // Several files in a call, and other ranges than the whole file, are foreseen.
+        if header.file != 0 {
+            return Err(WireError::Range("file"));
+        }
+        if range.offset != 0 || range.length != header.size {
+            return Err(WireError::Range("range"));
+        }
+        Ok(Self {
+            attempt: header.attempt.try_into()?,
+            instance: InstanceId::from_bytes(&header.instance_id)?,
+            size: header.size,
+            fingerprint: header.fingerprint.ok_or(WireError::Missing("fingerprint"))?.into(),
+            path: bounded(header.path, limits::PATH_BYTES_MAX),
+        })
+    }
+}
+
+impl From<proto::Fingerprint> for Fingerprint {
+    fn from(f: proto::Fingerprint) -> Self {
+        Self {
+            device: f.device,
+            inode: f.inode,
+            size_bytes: f.size,
+            mtime_ns: f.mtime_ns,
+            ctime_ns: f.ctime_ns,
+        }
+    }
+}
+
+/// Returns the reason that a message names; `None` if it is not known.
+pub fn fail_reason(reason: proto::FailReason) -> Option<FailReason> {
+    Some(match reason {
+        proto::FailReason::Unspecified => return None,
+        proto::FailReason::SourceNotFound => FailReason::SourceNotFound,
+        proto::FailReason::SourceUnreadable => FailReason::SourceUnreadable,
+        proto::FailReason::SourceNotRegular => FailReason::SourceNotRegular,
+        proto::FailReason::DeniedByPolicy => FailReason::DeniedByPolicy,
+        proto::FailReason::SourceChanged => FailReason::SourceChanged,
+        proto::FailReason::TooLarge => FailReason::TooLarge,
+        proto::FailReason::Integrity => FailReason::Integrity,
+        proto::FailReason::Io => FailReason::Io,
+        proto::FailReason::Attempts => FailReason::Attempts,
+        proto::FailReason::Deadline => FailReason::Deadline,
+    })
+}
+
+/// Returns what a message asks for; AUTO unless it says otherwise.
+pub fn consistency(consistency: proto::Consistency) -> Consistency {
+    match consistency {
+        proto::Consistency::Unspecified | proto::Consistency::Auto => Consistency::Auto,
+        proto::Consistency::Strict => Consistency::Strict,
+    }
+}
