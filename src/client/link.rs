@@ -131,7 +131,7 @@ fn pause_after(end: &End, backoff: &mut Backoff) -> Duration {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))] // For the fake server.
 mod tests {
     use super::*;
     use crate::{
@@ -246,7 +246,8 @@ mod tests {
         drop(session);
 
         let mut session = server.session().await;
-        assert_eq!(session.report().await, report);
+        // At once, not with the next heartbeat.
+        assert_eq!(session.next().await, Some(FromClient::Report(report.clone())));
         session.say(FromServer::ReportAck(attempt)).await;
         // The command comes again: it is answered and reported again, and not run again.
         session.say(FromServer::Download(outside)).await;

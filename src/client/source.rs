@@ -247,6 +247,7 @@ impl Source {
 
 /// Opens `rest` beneath `dir`. Links that stay beneath it are followed.
 fn beneath(dir: impl AsFd, rest: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    // BENEATH refuses magic links too, for now; its manual says not to rely on that.
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     for _ in 1..limits::OPEN_TRIES_MAX {
         match rustix::fs::openat2(dir.as_fd(), rest, flags, Mode::empty(), resolve) {

@@ -329,7 +329,7 @@ fn log_denied(command: &Command, why: Denied) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "server"))] // For the fake server.
 mod tests {
     use std::fs;
 

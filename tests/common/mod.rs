@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::missing_panics_doc)] // each test file uses its own part of this
 
 pub mod client;
+pub mod http;
 pub mod process;
 pub mod raw;
 pub mod server;
