@@ -380,7 +380,8 @@ fn a_commit_that_failed_is_not_answered_as_done() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "runs within a_commit_that_failed_is_not_answered_as_done"]
 async fn full_disk() {
-    let dir = std::env::var_os(FULL_DISK_DIR).expect("only run by its parent");
+    // `--include-ignored` runs it by itself as well, without the limits that it needs.
+    let Some(dir) = std::env::var_os(FULL_DISK_DIR) else { return };
     let dir = Path::new(&dir);
     let store = open(dir).await;
     let site = Site::open(&store, 1).await;
