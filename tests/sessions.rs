@@ -27,7 +27,7 @@ async fn a_transfer_of_an_offline_client_waits_and_goes_out_when_it_comes() {
     let gone = |t: &fts::wire::proto::Transfer| waits(t) == Some(WaitingReason::ClientOffline);
     let transfer = server.trigger("client-1", "/raw").await;
     // The server may still be noticing that the client has gone.
-    server.follow(&transfer.id, gone).await;
+    server.shown(&transfer.id, gone).await;
 
     let mut session = RawSession::open(&server, "client-1").await;
     let command = session.command().await;
@@ -187,9 +187,8 @@ async fn commands_go_out_only_as_far_as_the_client_takes_them() {
     }
     let first = session.command().await.attempt;
     session.command().await;
-    let third = server.transfer(&ids[2]).await;
+    let third = server.shown(&ids[2], |t| waits(t) == Some(WaitingReason::ClientBusy)).await;
     assert_eq!(third.state(), State::Queued);
-    assert_eq!(waits(&third), Some(WaitingReason::ClientBusy));
 
     // An ended attempt frees a slot at once.
     let outcome = Outcome::Failed(FailReason::SourceNotFound);

@@ -177,6 +177,23 @@ impl TestServer {
         (transfer, bytes)
     }
 
+    /// Asks for a transfer until it is shown as wanted: what is no change of the record is in no watch.
+    pub async fn shown(
+        &self,
+        id: &str,
+        wanted: impl Fn(&proto::Transfer) -> bool,
+    ) -> proto::Transfer {
+        let until = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let transfer = self.transfer(id).await;
+            if wanted(&transfer) {
+                return transfer;
+            }
+            assert!(tokio::time::Instant::now() < until, "never shown: {transfer:?}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Waits until a client is there.
     pub async fn online(&self, client: &str) -> proto::Client {
         let wait = async {
