@@ -46,6 +46,20 @@ impl State {
         Self::Cancelled,
     ];
 
+    /// Its name, as everybody sees it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "QUEUED",
+            Self::Offered => "OFFERED",
+            Self::Receiving => "RECEIVING",
+            Self::Verifying => "VERIFYING",
+            Self::Interrupted => "INTERRUPTED",
+            Self::Complete => "COMPLETE",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+
     pub fn is_final(self) -> bool {
         matches!(self, Self::Complete | Self::Failed | Self::Cancelled)
     }

@@ -199,7 +199,7 @@ impl Coordinator {
         else {
             let text = match transfer.content {
                 Kept::Deleted => "the bytes were deleted".to_owned(),
-                _ => format!("there are no bytes: the transfer is {:?}", transfer.state),
+                _ => format!("there are no bytes: the transfer is {}", transfer.state.as_str()),
             };
             return Err(Error::refused(Reason::NoContent, text));
         };

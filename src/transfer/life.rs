@@ -111,7 +111,7 @@ pub enum StepError {
     StaleEpoch { current: Epoch, got: Epoch },
     #[error("the attempt belongs to another instance of the client")]
     OtherInstance,
-    #[error("not possible in state {0:?}")]
+    #[error("not possible while it is {}", .0.as_str())]
     WrongState(State),
     #[error("not due yet")]
     NotDue,
