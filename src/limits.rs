@@ -43,8 +43,12 @@ pub const ALLOWED_ROOTS_MAX: usize = 64;
 
 // === Connections and sessions ===
 
-/// Connections that a server holds; the next ones wait in the listen queue.
+/// Connections that a server holds, if it may open as many files; the next ones wait in the listen queue.
 pub const CONNECTIONS_MAX: usize = 50_000;
+/// Of the files that a server may open, as many are kept for its disk as half of them, and at most this.
+pub const FILES_RESERVED_MAX: usize = 2048;
+/// From accepting a connection to its first byte.
+pub const FIRST_BYTE_WAIT: Duration = Duration::from_secs(10);
 /// From the start of `Connect` to its Hello.
 pub const HELLO_WAIT: Duration = Duration::from_secs(10);
 /// From dialling to Welcome.

@@ -55,6 +55,8 @@ reasons! {
     WrongState = "WRONG_STATE", FailedPrecondition, 409;
     /// The transfer has no bytes: not COMPLETE, or deleted.
     NoContent = "NO_CONTENT", FailedPrecondition, 409;
+    /// The bytes of a COMPLETE transfer are not where they were put.
+    ContentLost = "CONTENT_LOST", DataLoss, 410;
     RangeNotSatisfiable = "RANGE_NOT_SATISFIABLE", OutOfRange, 416;
     /// The events after a resume token have been dropped.
     TokenExpired = "TOKEN_EXPIRED", OutOfRange, 410;

@@ -15,12 +15,12 @@ use super::{
     view::{ClientView, Presence, TransferView},
 };
 use crate::{
-    ids::{AttemptId, ClientId, Digest, TransferId, UnixMs},
+    ids::{AttemptId, ClientId, Digest, RemotePath, TransferId, UnixMs},
     limits,
     shutdown::Shutdown,
     status::Reason,
     telemetry,
-    transfer::{Content as Kept, Moment, Request, State, Step, Transfer},
+    transfer::{Content as Kept, Failure, Moment, Request, State, Step, Transfer},
 };
 
 mod attempts;
@@ -145,7 +145,8 @@ impl Coordinator {
 
     /// Final at once; the client is told to stop.
     pub async fn cancel(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
-        let transfer = self.apply(id, Step::Cancelled).await?;
+        let transfer =
+            self.apply(id, Step::Cancelled { received_bytes: self.received(id) }).await?;
         self.stop_at_client(&transfer);
         Ok(self.view(transfer))
     }
@@ -155,7 +156,7 @@ impl Coordinator {
     }
 
     pub async fn pause(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
-        let transfer = self.apply(id, Step::Paused).await?;
+        let transfer = self.apply(id, Step::Paused { received_bytes: self.received(id) }).await?;
         self.stop_at_client(&transfer);
         Ok(self.view(transfer))
     }
@@ -204,20 +205,30 @@ impl Coordinator {
             return Err(Error::refused(Reason::NoContent, text));
         };
         let attempt = attempt_of(&transfer);
-        let file = self.on_disk(move |landing| landing.read(attempt)).await?;
+        let file = match self.on_disk(move |landing| landing.read(attempt)).await {
+            Err(Error::Landing(err)) if err.is_not_found() => {
+                // Somebody else took it: that does not pass.
+                tracing::error!(transfer_id = %id, error = %err, "a landed file is gone");
+                let text = "the landed file is gone from the server's disk";
+                return Err(Error::refused(Reason::ContentLost, text));
+            }
+            opened => opened?,
+        };
         Ok(Content { file, size: source.size_bytes, digest: finish.digest })
     }
 
     pub async fn readiness(&self) -> Readiness {
         let store = self.store.ping().await;
         let draining = self.shutdown.draining().is_cancelled();
-        let ready = store.is_ok() && !draining;
+        let sink = self.on_disk(Landing::ping).await;
+        let ready = store.is_ok() && sink.is_ok() && !draining;
         let or_off = |text: Option<String>| text.unwrap_or_else(|| "off".to_owned());
         let keep = self.retention.keep.map(|keep| humantime::format_duration(keep).to_string());
         let keep_bytes = self.retention.keep_bytes.map(|bytes| format!("{bytes} bytes"));
         let store = if store.is_ok() { "ok" } else { "unavailable" };
         let details = vec![
             ("store", store.to_owned()),
+            ("sink", if sink.is_ok() { "ok" } else { "unavailable" }.to_owned()),
             ("draining", draining.to_string()),
             ("sessions", self.sessions.count().to_string()),
             ("uploads", self.uploads.count().to_string()),
@@ -292,6 +303,9 @@ impl Coordinator {
             // There is something to claim, or a slot is free.
             self.sessions.wake(&transfer.client);
         }
+        if let (State::Interrupted, Some(failure)) = (transfer.state, &transfer.failure) {
+            log_break(transfer, failure);
+        }
         if transfer.state.is_final() && transfer.ended == Some(transfer.updated) {
             self.metrics.transfer_ended(transfer.state);
             log_end(transfer);
@@ -332,13 +346,21 @@ fn unknown_client(id: &ClientId) -> Error {
     Error::refused(Reason::UnknownClient, format!("no client {id} has ever registered"))
 }
 
+/// One line for each attempt that broke.
+fn log_break(transfer: &Transfer, failure: &Failure) {
+    tracing::info!(
+        transfer_id = %transfer.id, client_id = transfer.client.as_str(), epoch = transfer.epoch.0,
+        reason = ?failure.reason, detail = ?failure.detail, "an attempt broke"
+    );
+}
+
 /// One line for each ended transfer.
 fn log_end(transfer: &Transfer) {
     let span = telemetry::transfer_span(transfer.id);
     let _entered = span.enter();
     let client_id = transfer.client.as_str();
     let size_bytes = transfer.file.as_ref().map(|file| file.size_bytes);
-    let path = transfer.path.as_ref().map(crate::ids::RemotePath::as_str);
+    let path = transfer.path.as_ref().map_or("(default file)", RemotePath::as_str);
     let duration_ms = transfer.started.zip(transfer.ended).map(|(s, e)| e.since(s).as_millis());
     match (&transfer.failure, transfer.state) {
         (Some(failure), State::Failed) => tracing::warn!(

@@ -17,7 +17,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags},
+    fs::{self, Access, AtFlags, FallocateFlags, FlockOperation, Mode, OFlags, RenameFlags},
     io::Errno,
 };
 
@@ -118,7 +118,6 @@ pub struct Landing {
     disk: Box<dyn Disk>,
     path: PathBuf,
     root: OwnedFd,
-    partial: OwnedFd,
 }
 
 impl Landing {
@@ -136,7 +135,6 @@ impl Landing {
         let path = path.canonicalize().map_err(|err| failed("resolve", err))?;
         let root = open_dir(fs::CWD, &path).map_err(|err| failed("open", err))?;
         disk.make_dir(&root, PARTIAL).map_err(|err| failed("make a directory in", err))?;
-        let partial = open_dir(&root, PARTIAL).map_err(|err| failed("open a directory in", err))?;
         disk.sync_dir(&root).map_err(|err| failed("sync", err))?;
         let parent = path.parent().map_or(Ok(()), |above| {
             open_dir(fs::CWD, above).and_then(|above| disk.sync_dir(&above))
@@ -146,7 +144,30 @@ impl Landing {
         if let Err(err) = fs::flock(&root, FlockOperation::NonBlockingLockExclusive) {
             return Err(failed("lock (is another server using it?)", err.into()));
         }
-        Ok(Self { disk, path, root, partial })
+        Ok(Self { disk, path, root })
+    }
+
+    /// Proves that the directory is there, and can be written.
+    pub fn ping(&self) -> Result<(), LandingError> {
+        let failed = |source| LandingError {
+            action: "write in",
+            name: self.path.display().to_string(),
+            source,
+        };
+        let partial = self.partial().map_err(failed)?;
+        fs::accessat(&partial, ".", Access::WRITE_OK, AtFlags::empty())
+            .map_err(|err| failed(err.into()))
+    }
+
+    /// Opens the directory of partial files, and makes it again if somebody removed it.
+    fn partial(&self) -> io::Result<OwnedFd> {
+        match open_dir(&self.root, PARTIAL) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                self.disk.make_dir(&self.root, PARTIAL)?;
+                open_dir(&self.root, PARTIAL)
+            }
+            opened => opened,
+        }
     }
 
     /// Begins the partial file of an attempt, with space reserved for `size` bytes.
@@ -154,14 +175,13 @@ impl Landing {
         let name = attempt.to_string();
         let failed = |action, source| LandingError { action, name: name.clone(), source };
         // The size is a client's word: it must not fill the disk, not even by what is reserved for it.
-        let (free, all) =
-            self.disk.space(&self.partial).map_err(|err| failed("find space for", err))?;
+        let dir = self.partial().map_err(|err| failed("open the directory of", err))?;
+        let (free, all) = self.disk.space(&dir).map_err(|err| failed("find space for", err))?;
         let keep_free = limits::DISK_FREE_MIN_BYTES.min(all / 20);
         if size.saturating_add(keep_free) > free {
             return Err(failed("find space for", io::ErrorKind::StorageFull.into()));
         }
-        let file =
-            self.disk.create_new(&self.partial, &name).map_err(|err| failed("create", err))?;
+        let file = self.disk.create_new(&dir, &name).map_err(|err| failed("create", err))?;
         let partial = Partial { file, attempt, written: 0 };
         if size > 0
             && let Err(err) = self.disk.reserve(&partial.file, size)
@@ -183,7 +203,7 @@ impl Landing {
     }
 
     /// Publishes a whole, verified file under its final name. When this returns, data, size and name are on stable
-    /// storage. After an error the partial file is gone, or, if its name could not be synced, the final one is.
+    /// storage. After an error nothing has the final name.
     pub fn publish(&self, partial: &Partial) -> Result<(), LandingError> {
         let name = partial.attempt.to_string();
         self.disk
@@ -195,8 +215,10 @@ impl Landing {
             .map_err(|source| partial.failed("make the directory of", source))?;
         let dir = open_dir(&self.root, shard)
             .map_err(|source| partial.failed("open the directory of", source))?;
+        let left =
+            self.partial().map_err(|source| partial.failed("open the directory of", source))?;
         self.disk
-            .rename((&self.partial, &name), (&dir, &name))
+            .rename((&left, &name), (&dir, &name))
             .map_err(|source| partial.failed("rename", source))?;
         if let Err(source) = self.sync_name(&dir) {
             let err = partial.failed("sync the directory of", source);
@@ -218,12 +240,17 @@ impl Landing {
 
     /// Syncs a shard, the directory above it, which may be new, and the one that the file left.
     fn sync_name(&self, shard: &OwnedFd) -> io::Result<()> {
-        [shard, &self.root, &self.partial].into_iter().try_for_each(|dir| self.disk.sync_dir(dir))
+        let left = self.partial()?;
+        [shard, &self.root, &left].into_iter().try_for_each(|dir| self.disk.sync_dir(dir))
     }
 
     /// Removes the partial file of an attempt, if there is one.
     pub fn discard(&self, attempt: AttemptId) -> Result<(), LandingError> {
-        remove(self.disk.as_ref(), &self.partial, &attempt.to_string())
+        let name = attempt.to_string();
+        match self.partial() {
+            Ok(dir) => remove(self.disk.as_ref(), &dir, &name),
+            Err(source) => Err(LandingError { action: "open the directory of", name, source }),
+        }
     }
 
     /// Removes the partial file of an attempt that failed for another reason, which is the one to tell.
@@ -271,8 +298,13 @@ impl Landing {
     /// Removes every partial file: a server that begins has no attempt running. Returns how many there were.
     pub fn discard_all(&self) -> Result<u64, LandingError> {
         let mut removed = 0;
-        for name in self.names(&self.partial)? {
-            remove(self.disk.as_ref(), &self.partial, &name)?;
+        let partial = self.partial().map_err(|source| LandingError {
+            action: "open",
+            name: PARTIAL.to_owned(),
+            source,
+        })?;
+        for name in self.names(&partial)? {
+            remove(self.disk.as_ref(), &partial, &name)?;
             removed += 1;
         }
         Ok(removed)
@@ -364,4 +396,48 @@ fn open_dir(at: impl std::os::fd::AsFd, name: impl rustix::path::Arg) -> io::Res
 pub fn make_private_dir(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::TransferId;
+
+    fn attempt() -> AttemptId {
+        AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) }
+    }
+
+    #[test]
+    fn a_removed_directory_of_partial_files_heals() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let landing = Landing::open(dir.path()).expect("opened");
+        std::fs::remove_dir(dir.path().join(PARTIAL)).expect("removed");
+
+        let attempt = attempt();
+        let mut partial = landing.begin(attempt, 2).expect("begun");
+        landing.append(&mut partial, b"hi").expect("written");
+        landing.publish(&partial).expect("published");
+
+        assert_eq!(std::fs::read(landing.location(attempt)).expect("there"), b"hi");
+        assert_eq!(landing.published().expect("listed"), [attempt]);
+    }
+
+    #[test]
+    fn a_published_file_is_never_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let landing = Landing::open(dir.path()).expect("opened");
+        let attempt = attempt();
+        landing.publish(&landing.begin(attempt, 0).expect("begun")).expect("published");
+
+        let again = landing.publish(&landing.begin(attempt, 0).expect("begun"));
+
+        assert!(again.expect_err("refused").is_exists());
+    }
+
+    #[test]
+    fn two_servers_cannot_share_a_directory_of_files() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let _first = Landing::open(dir.path()).expect("opened");
+        assert!(Landing::open(dir.path()).is_err());
+    }
 }

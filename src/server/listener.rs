@@ -1,5 +1,5 @@
-//! Accepted connections: as many as the server holds, and cut when it aborts. Accept errors (such as too many open
-//! files) pause the loop instead of spinning it.
+//! Accepted connections: as many as the server holds, cut when they say nothing or when it aborts. Accept errors (such
+//! as too many open files) pause the loop instead of spinning it.
 
 use std::{
     io,
@@ -9,10 +9,12 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Sleep, sleep},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -26,7 +28,7 @@ pub fn accept(
     shutdown: &Shutdown,
 ) -> ReceiverStream<io::Result<Connection>> {
     let (accepted, stream) = mpsc::channel(1);
-    let places = Arc::new(Semaphore::new(limits::CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(places()));
     let (draining, abort) = (shutdown.draining().clone(), shutdown.aborting().clone());
     let run = async move {
         let accept = async {
@@ -49,6 +51,34 @@ pub fn accept(
     ReceiverStream::new(stream)
 }
 
+/// Returns how many connections are held: the rest of the files that may be open is for the disk.
+fn places() -> usize {
+    let files = raise_file_limit();
+    files
+        .saturating_sub(limits::FILES_RESERVED_MAX.min(files / 2))
+        .clamp(1, limits::CONNECTIONS_MAX)
+}
+
+/// Raises the soft limit of open files to the hard one, as far as it is of use, and returns what it is then.
+fn raise_file_limit() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = (limits::CONNECTIONS_MAX + limits::FILES_RESERVED_MAX) as u64;
+    let reachable = limit.maximum.unwrap_or(u64::MAX).min(wanted);
+    let current = limit.current.unwrap_or(u64::MAX);
+    if current >= reachable {
+        return usize::try_from(current).unwrap_or(usize::MAX);
+    }
+    let raised = Rlimit { current: Some(reachable), maximum: limit.maximum };
+    let now = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => reachable,
+        Err(err) => {
+            tracing::warn!(error = %err, current, "could not raise the limit of open files");
+            current
+        }
+    };
+    usize::try_from(now).unwrap_or(usize::MAX)
+}
+
 async fn next(
     listener: &TcpListener,
     place: OwnedSemaphorePermit,
@@ -63,11 +93,12 @@ async fn next(
                     continue;
                 }
                 let aborted = Box::pin(abort.clone().cancelled_owned());
-                return Connection { stream, aborted, _place: place };
+                let first_byte = Some(Box::pin(sleep(limits::FIRST_BYTE_WAIT)));
+                return Connection { stream, first_byte, aborted, _place: place };
             }
             Err(err) => {
                 tracing::warn!(error = %err, "could not accept a connection");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -77,6 +108,8 @@ async fn next(
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
+    /// Runs until the first byte has come: who says nothing holds a place for no longer.
+    first_byte: Option<Pin<Box<Sleep>>>,
     /// Fires when the server aborts: then reads and writes fail, so nothing that holds this can go on for ever.
     aborted: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: OwnedSemaphorePermit,
@@ -106,7 +139,18 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.check(cx)?;
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let filled = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf)?;
+        if buf.filled().len() > filled {
+            self.first_byte = None;
+        }
+        if read.is_pending()
+            && let Some(first_byte) = &mut self.first_byte
+            && first_byte.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        read.map(Ok)
     }
 }
 
@@ -143,3 +187,52 @@ impl AsyncWrite for Connection {
 }
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_stream::StreamExt as _;
+
+    use super::*;
+
+    async fn connected(shutdown: &Shutdown) -> (TcpStream, Connection) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut accepted = accept(listener, shutdown);
+        let peer = TcpStream::connect(address).await.expect("connected");
+        let connection = accepted.next().await.expect("accepted").expect("no error");
+        (peer, connection)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_says_nothing_is_let_go() {
+        let (_silent, mut connection) = connected(&Shutdown::new()).await;
+        let began = tokio::time::Instant::now();
+
+        let err = connection.read_u8().await.expect_err("let go");
+
+        assert_eq!(err.kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() >= limits::FIRST_BYTE_WAIT);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_has_spoken_may_be_silent() {
+        let (mut peer, mut connection) = connected(&Shutdown::new()).await;
+        peer.write_u8(7).await.expect("sent");
+
+        assert_eq!(connection.read_u8().await.expect("read"), 7);
+
+        assert!(connection.first_byte.is_none(), "nothing runs against it any more");
+    }
+
+    #[tokio::test]
+    async fn an_abort_ends_every_read() {
+        let shutdown = Shutdown::new();
+        let (_peer, mut connection) = connected(&shutdown).await;
+
+        shutdown.abort();
+
+        let err = connection.read_u8().await.expect_err("cut");
+        assert_eq!(err.kind(), io::ErrorKind::ConnectionAborted);
+    }
+}

@@ -89,17 +89,22 @@ struct Link {
     _open: Ongoing,
 }
 
-/// Why a session ends.
-#[derive(Debug)]
+/// Why a session ends. Text of the client is escaped.
+#[derive(Debug, thiserror::Error)]
 enum End {
-    /// The client ended it.
+    #[error("the connection ended")]
     Closed,
+    #[error("goodbye: {0:?}")]
     Goodbye(String),
+    #[error("nothing was heard for too long")]
     Silent,
-    /// It does not read what it is sent.
+    #[error("it does not read what it is sent")]
     Stuck,
+    #[error("superseded by a newer session")]
     Superseded,
+    #[error("the server is draining")]
     Draining,
+    #[error("refused: {0}")]
     Refused(Error),
 }
 
@@ -136,8 +141,7 @@ impl Link {
             Err(end) => end,
         };
         self.farewell(&end);
-        let reason = if let End::Goodbye(reason) = &end { reason } else { "" };
-        tracing::info!(why = ?end, ?reason, "client disconnected");
+        tracing::info!(why = %end, "client disconnected");
         if let Err(err) = self.coordinator.close_session(&self.session).await {
             // The sweeper finds what it left OFFERED.
             err.log();

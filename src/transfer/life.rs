@@ -95,10 +95,16 @@ pub enum Step {
     },
     /// The client is back: no need to wait longer.
     MadeDue,
-    DeadlinePassed,
-    Cancelled,
+    DeadlinePassed {
+        received_bytes: u64,
+    },
+    Cancelled {
+        received_bytes: u64,
+    },
     Retried,
-    Paused,
+    Paused {
+        received_bytes: u64,
+    },
     Resumed,
     ContentDeleted,
 }
@@ -187,10 +193,10 @@ impl Transfer {
                 Ok(())
             }
             Step::MadeDue => self.made_due(now),
-            Step::DeadlinePassed => self.deadline_passed(now),
-            Step::Cancelled => self.cancelled(now),
+            Step::DeadlinePassed { received_bytes } => self.deadline_passed(*received_bytes, now),
+            Step::Cancelled { received_bytes } => self.cancelled(*received_bytes, now),
             Step::Retried => self.retried(now),
-            Step::Paused => self.paused(now),
+            Step::Paused { received_bytes } => self.paused(*received_bytes, now),
             Step::Resumed => self.resumed(),
             Step::ContentDeleted => {
                 if self.content != Content::Kept {
@@ -305,7 +311,7 @@ impl Transfer {
         Ok(())
     }
 
-    fn deadline_passed(&mut self, now: Moment) -> Result<(), StepError> {
+    fn deadline_passed(&mut self, received_bytes: u64, now: Moment) -> Result<(), StepError> {
         // VERIFYING ends by itself, within moments.
         if self.state.is_final() || self.state == State::Verifying {
             return Err(StepError::WrongState(self.state));
@@ -313,6 +319,7 @@ impl Transfer {
         if now.at < self.deadline {
             return Err(StepError::NotDue);
         }
+        self.received_bytes = self.received_bytes.saturating_add(received_bytes);
         let last = self.failure.take();
         let detail = match &last {
             Some(failure) => failure.detail.clone(),
@@ -322,10 +329,11 @@ impl Transfer {
         Ok(())
     }
 
-    fn cancelled(&mut self, now: Moment) -> Result<(), StepError> {
+    fn cancelled(&mut self, received_bytes: u64, now: Moment) -> Result<(), StepError> {
         if self.state.is_final() || self.state == State::Verifying {
             return Err(StepError::WrongState(self.state));
         }
+        self.received_bytes = self.received_bytes.saturating_add(received_bytes);
         self.end(State::Cancelled, now);
         Ok(())
     }
@@ -346,10 +354,11 @@ impl Transfer {
         Ok(())
     }
 
-    fn paused(&mut self, now: Moment) -> Result<(), StepError> {
+    fn paused(&mut self, received_bytes: u64, now: Moment) -> Result<(), StepError> {
         if self.state.is_final() || self.state == State::Verifying || self.is_paused() {
             return Err(StepError::WrongState(self.state));
         }
+        self.received_bytes = self.received_bytes.saturating_add(received_bytes);
         let state = match self.state {
             State::Queued | State::Offered => State::Queued,
             _ => State::Interrupted,

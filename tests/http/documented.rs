@@ -43,7 +43,7 @@ date: DATE
 \"connected_since\":\"TIME\",\"first_seen\":\"TIME\",\"host_name\":\"test-host\",\"os\":\"OS\",\
 \"version\":\"VERSION\",\"address\":\"127.0.0.1:PORT\",\"allowed_roots\":[\"FILE\"],\
 \"jobs_max\":4,\"active_transfers\":0,\"queued_transfers\":0,\"session_epoch\":1}],\
-\"next_page_token\":\"\"}";
+\"next_page_token\":\"\"}\n";
     assert_eq!(normal(&answer, &known), expected);
     let one = get(server.address, "/clients/client-1").await.json();
     assert_eq!(one["id"], answer.json()["clients"][0]["id"]);
@@ -70,7 +70,7 @@ date: DATE
 
 {\"id\":\"ID\",\"client_id\":\"client-1\",\"state\":\"QUEUED\",\"revision\":1,\"epoch\":0,\
 \"done_bytes\":0,\"received_bytes\":0,\"consistency\":\"AUTO\",\"content_deleted\":false,\
-\"attempts\":0,\"create_time\":\"TIME\",\"update_time\":\"TIME\",\"deadline\":\"TIME\"}";
+\"attempts\":0,\"create_time\":\"TIME\",\"update_time\":\"TIME\",\"deadline\":\"TIME\"}\n";
     assert_eq!(normal(&answer, &[(&id, "ID")]), expected);
     assert_eq!(server.landed(&id).await.1, b"demo");
     client.stop().await;
@@ -113,7 +113,7 @@ date: DATE
 \"fingerprint\":{{\"device\":N,\"inode\":N,\"size_bytes\":3145728,\"mtime_ns\":N,\
 \"ctime_ns\":N}},\"source_path\":\"FILE\",\"location\":\"LOCATION\",\"content_deleted\":false,\
 \"attempts\":1,\"create_time\":\"TIME\",\"update_time\":\"TIME\",\"deadline\":\"TIME\",\
-\"start_time\":\"TIME\",\"end_time\":\"TIME\",\"duration_ms\":N,\"rate_bytes_per_second\":N}}"
+\"start_time\":\"TIME\",\"end_time\":\"TIME\",\"duration_ms\":N,\"rate_bytes_per_second\":N}}\n"
     );
     assert_eq!(got, expected);
     assert!(fs::read(location).expect("the file is where the answer says") == data);

@@ -51,7 +51,7 @@ async fn verbose_readiness_shows_checks_and_settings() {
     let on = get(server.address, "/readyz?verbose=1").await;
     server.stop().await;
 
-    let expected = "ready\nstore: ok\ndraining: false\nsessions: 1\nuploads: 0\n\
+    let expected = "ready\nstore: ok\nsink: ok\ndraining: false\nsessions: 1\nuploads: 0\n\
                     keep: off\nkeep-bytes: off\n";
     assert_eq!(off.text(), expected);
     assert!(

@@ -262,7 +262,7 @@ async fn a_claim_tells_when_the_next_is_due(store: Arc<dyn Store>) {
     let site = Site::open(&store, 1).await;
     assert_eq!(site.claim(1, 0).await, Claim::Nothing { next_due: None });
     let paused = site.create(1).await;
-    site.done(paused.id, Step::Paused, 2).await;
+    site.done(paused.id, Step::Paused { received_bytes: 0 }, 2).await;
     assert_eq!(site.claim(1, 3).await, Claim::Nothing { next_due: None });
 
     site.create(200).await;
@@ -357,7 +357,7 @@ async fn epochs_only_grow(store: Arc<dyn Store>) {
     let first = site.offer(1).await.epoch;
     site.done(id, Step::OfferExpired { epoch: first }, 2).await;
     let second = site.offer(100_000).await.epoch;
-    site.done(id, Step::Cancelled, 100_001).await;
+    site.done(id, Step::Cancelled { received_bytes: 0 }, 100_001).await;
     site.done(id, Step::Retried, 100_002).await;
     let third = site.offer(100_003).await.epoch;
 
@@ -376,7 +376,10 @@ async fn a_refused_step_changes_nothing(store: Arc<dyn Store>) {
 
     let wrong = store.apply(before.id, &Step::Resumed, moment(1)).await.unwrap();
     let unchanged = store.apply(before.id, &Step::MadeDue, moment(1)).await.unwrap();
-    let unknown = store.apply(TransferId::generate(), &Step::Paused, moment(1)).await.unwrap();
+    let unknown = store
+        .apply(TransferId::generate(), &Step::Paused { received_bytes: 0 }, moment(1))
+        .await
+        .unwrap();
 
     let refused = StepError::WrongState(State::Queued);
     assert_eq!(wrong, Applied::Refused(refused, before.clone()));
@@ -392,7 +395,9 @@ async fn concurrent_steps_are_taken_once(store: Arc<dyn Store>) {
     let mut tasks = JoinSet::new();
     for _ in 0..16 {
         let store = store.clone();
-        tasks.spawn(async move { store.apply(id, &Step::Cancelled, moment(1)).await.unwrap() });
+        tasks.spawn(async move {
+            store.apply(id, &Step::Cancelled { received_bytes: 0 }, moment(1)).await.unwrap()
+        });
     }
 
     let answers = tasks.join_all().await;
@@ -409,7 +414,7 @@ async fn transfers_are_listed_newest_first_by_filter_and_page(store: Arc<dyn Sto
         let site = if number % 2 == 0 { &one } else { &two };
         ids.insert(0, site.create(0).await.id);
     }
-    one.done(ids[6], Step::Cancelled, 1).await;
+    one.done(ids[6], Step::Cancelled { received_bytes: 0 }, 1).await;
     one.offer(1).await;
     let list = async |client, states: &[State], before, limit| {
         let filter = TransferFilter { client, states: states.to_vec() };
@@ -436,7 +441,7 @@ async fn overdue_are_missed_deadlines_and_stale_offers(store: Arc<dyn Store>) {
     site.offer(10).await;
     let waiting = site.create(100).await;
     let ended = site.create(100).await;
-    site.done(ended.id, Step::Cancelled, 101).await;
+    site.done(ended.id, Step::Cancelled { received_bytes: 0 }, 101).await;
     let overdue = async |ms, offered_before, limit| {
         let found = store.overdue(at(ms), at(offered_before), limit).await.unwrap();
         found.iter().map(|transfer| transfer.id).collect::<Vec<_>>()
@@ -465,7 +470,7 @@ async fn delivered(store: &Arc<dyn Store>) -> (Site, Vec<TransferId>) {
 async fn content_expires_by_age(store: Arc<dyn Store>) {
     let (site, ids) = delivered(&store).await;
     let failed = site.create(0).await;
-    site.done(failed.id, Step::Cancelled, 1).await;
+    site.done(failed.id, Step::Cancelled { received_bytes: 0 }, 1).await;
     let expired = async |before: Option<i64>, limit| {
         let found = store.expired_content(before.map(at), None, limit).await.unwrap();
         found.iter().map(|transfer| transfer.id).collect::<Vec<_>>()
@@ -557,11 +562,11 @@ async fn every_change_is_an_event_in_order_without_a_gap(store: Arc<dyn Store>) 
 async fn only_events_of_ended_transfers_are_pruned(store: Arc<dyn Store>) {
     let site = Site::open(&store, 1).await;
     let live = site.create(0).await;
-    site.done(live.id, Step::Paused, 1).await;
+    site.done(live.id, Step::Paused { received_bytes: 0 }, 1).await;
     let ended = site.create(2).await;
-    site.done(ended.id, Step::Cancelled, 3).await;
+    site.done(ended.id, Step::Cancelled { received_bytes: 0 }, 3).await;
     let revived = site.create(4).await;
-    site.done(revived.id, Step::Cancelled, 5).await;
+    site.done(revived.id, Step::Cancelled { received_bytes: 0 }, 5).await;
     site.done(revived.id, Step::Retried, 6).await;
 
     assert_eq!(store.prune_events(at(2), 100).await.unwrap(), 0);
@@ -580,7 +585,7 @@ async fn only_events_of_ended_transfers_are_pruned(store: Arc<dyn Store>) {
 async fn a_reader_behind_pruned_events_is_told(store: Arc<dyn Store>) {
     let site = Site::open(&store, 1).await;
     let ended = site.create(0).await;
-    site.done(ended.id, Step::Cancelled, 1).await;
+    site.done(ended.id, Step::Cancelled { received_bytes: 0 }, 1).await;
 
     store.prune_events(at(1000), 100).await.unwrap();
 

@@ -88,9 +88,12 @@ fn step(kind: u8, before: &Transfer, epoch: Epoch, instance: InstanceId, bytes: 
         8 => Step::Refused { epoch, reason: FailReason::DeniedByPolicy, detail },
         9 => finished(epoch, bytes),
         10 => Step::Mismatched { epoch },
-        11 => [Step::MadeDue, Step::DeadlinePassed][usize::from(bytes > 50)].clone(),
-        12 => [Step::Cancelled, Step::Retried][usize::from(bytes > 50)].clone(),
-        13 => [Step::Paused, Step::Resumed][usize::from(bytes > 50)].clone(),
+        11 => [Step::MadeDue, Step::DeadlinePassed { received_bytes: 0 }][usize::from(bytes > 50)]
+            .clone(),
+        12 => {
+            [Step::Cancelled { received_bytes: 0 }, Step::Retried][usize::from(bytes > 50)].clone()
+        }
+        13 => [Step::Paused { received_bytes: 0 }, Step::Resumed][usize::from(bytes > 50)].clone(),
         _ => Step::ContentDeleted,
     }
 }

@@ -74,7 +74,7 @@ async fn the_horizon_of_pruned_events_survives_a_restart() {
     let first = open(dir.path()).await;
     let site = Site::open(&first, 1).await;
     let ended = site.create(0).await;
-    site.done(ended.id, Step::Cancelled, 1).await;
+    site.done(ended.id, Step::Cancelled { received_bytes: 0 }, 1).await;
     first.prune_events(at(1000), 0).await.unwrap();
     first.close().await;
 
@@ -91,7 +91,7 @@ async fn pruning_takes_more_than_one_transaction_when_it_must() {
     let store = open(dir.path()).await;
     let site = Site::open(&store, 1).await;
     let ended = site.create(0).await;
-    let ended = site.done(ended.id, Step::Cancelled, 1).await;
+    let ended = site.done(ended.id, Step::Cancelled { received_bytes: 0 }, 1).await;
     let events = limits::PRUNE_EVENTS_MAX * 2 + 10;
     let mut raw = raw(dir.path()).await;
     sqlx::query(
@@ -141,7 +141,7 @@ async fn a_client_may_have_only_so_many_unfinished_transfers() {
 
     assert_eq!(refused, Created::TooMany(limits::UNFINISHED_PER_CLIENT_MAX));
     other.create(1).await;
-    site.done(first.id, Step::Cancelled, 2).await;
+    site.done(first.id, Step::Cancelled { received_bytes: 0 }, 2).await;
     site.create(3).await;
     store.close().await;
 }
@@ -196,7 +196,7 @@ async fn a_damaged_row_is_said_to_be_damaged() {
         sqlx::query(update(damage)).execute(&mut raw).await.unwrap();
         let read = store.transfer(id).await;
         assert!(matches!(read, Err(StoreError::Corrupt(_))), "{damage}: {read:?}");
-        let step = store.apply(id, &Step::Paused, moment(1)).await;
+        let step = store.apply(id, &Step::Paused { received_bytes: 0 }, moment(1)).await;
         assert!(matches!(step, Err(StoreError::Corrupt(_))), "{damage}: {step:?}");
         sqlx::query(update(repair)).execute(&mut raw).await.unwrap();
     }
@@ -346,7 +346,12 @@ async fn a_dropped_step_is_whole_or_nothing() {
 
     drop_everywhere(&site, async |polls, when| {
         let id = site.create(0).await.id;
-        dropped_after(store.apply(id, &Step::Cancelled, moment(1)), polls, when).await
+        dropped_after(
+            store.apply(id, &Step::Cancelled { received_bytes: 0 }, moment(1)),
+            polls,
+            when,
+        )
+        .await
     })
     .await;
 
@@ -403,7 +408,7 @@ async fn full_disk() {
     // Now even one page is too much.
     limit_file_size(Some(wal_bytes));
     store.ping().await.unwrap_err();
-    store.apply(stored[0].id, &Step::Paused, moment(1)).await.unwrap_err();
+    store.apply(stored[0].id, &Step::Paused { received_bytes: 0 }, moment(1)).await.unwrap_err();
     // What was there can still be read, and is as it was.
     assert_whole(&*store).await;
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use super::{Coordinator, attempt_of};
 use crate::{
-    ids::{AttemptId, UnixMs},
+    ids::{AttemptId, TransferId, UnixMs},
     limits,
     server::{
         error::Error,
@@ -94,9 +94,9 @@ impl Coordinator {
         self.make_due(session).await
     }
 
-    /// A reconnect makes every interrupted transfer of the client due at once.
+    /// A reconnect makes every transfer of the client that waits for a time due at once.
     async fn make_due(self: &Arc<Self>, session: &Session) -> Result<(), Error> {
-        let states = vec![State::Interrupted];
+        let states = vec![State::Interrupted, State::Queued];
         let filter = TransferFilter { client: Some(session.client.clone()), states };
         for transfer in self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await? {
             if transfer.due().is_some_and(|due| due > UnixMs::now()) {
@@ -193,13 +193,13 @@ impl Coordinator {
             Outcome::Broken => Cause::Failed { reason: FailReason::Io, detail },
             Outcome::Stopped => Cause::ClientStopped,
         };
-        let received = self.received(attempt);
+        let received = self.received(attempt.transfer);
         self.broken(attempt, cause, received).await
     }
 
-    fn received(&self, attempt: AttemptId) -> u64 {
-        let upload = self.uploads.find(attempt.transfer);
-        upload.filter(|u| u.attempt == attempt).map_or(0, |u| u.done_bytes())
+    /// Returns how much of a transfer has come in its running upload, if there is one.
+    pub(super) fn received(&self, transfer: TransferId) -> u64 {
+        self.uploads.find(transfer).map_or(0, |upload| upload.done_bytes())
     }
 
     /// An instance speaks of the attempts that it was given; others are none of its business, whether they exist or

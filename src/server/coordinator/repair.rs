@@ -28,7 +28,9 @@ impl Coordinator {
         }
         let partials = self.on_disk(Landing::discard_all).await?;
         let removed = self.remove_unwanted().await?;
-        tracing::info!(partials, removed, "repaired what the last run left");
+        if partials + removed > 0 {
+            tracing::info!(partials, removed, "removed files that the last run left");
+        }
         Ok(())
     }
 
@@ -72,7 +74,12 @@ impl Coordinator {
         let offered_before = now.minus(limits::OFFER_WAIT);
         for transfer in self.store.overdue(now, offered_before, limits::PAGE_SIZE_MAX).await? {
             if transfer.deadline <= now {
-                let ended = self.apply(transfer.id, Step::DeadlinePassed).await;
+                let ended = self
+                    .apply(
+                        transfer.id,
+                        Step::DeadlinePassed { received_bytes: self.received(transfer.id) },
+                    )
+                    .await;
                 if let Ok(ended) = &ended {
                     self.stop_at_client(ended);
                 }

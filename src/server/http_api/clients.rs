@@ -1,12 +1,12 @@
 //! `GET /clients`, `GET /clients/{id}`.
 
-use axum::{Json, extract::State, response::IntoResponse};
+use axum::{extract::State, response::IntoResponse};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Api, Problem,
     extract::{Named, Params},
-    json::ClientJson,
+    json::{ClientJson, Json},
 };
 use crate::{
     ids::ClientId,

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::{
-    Json,
     body::Bytes,
     extract::{State, rejection::BytesRejection},
     http::{HeaderMap, StatusCode, header},
@@ -14,7 +13,7 @@ use serde::Deserialize;
 use super::{
     Api, Problem,
     extract::{Named, Params},
-    json::TransferJson,
+    json::{Json, TransferJson},
 };
 use crate::{
     ids::ClientId,

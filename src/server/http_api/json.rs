@@ -6,6 +6,10 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
+use axum::{
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
 use serde::{Serialize, Serializer};
 
 use crate::{
@@ -13,6 +17,17 @@ use crate::{
     server::view::{ClientView, Presence, TransferView},
     transfer::{Consistency, Content, Delivered, FailReason, Fingerprint, State, WaitingReason},
 };
+
+/// An answer as JSON. It ends its line, for those who read it on a terminal.
+pub(super) struct Json<T>(pub(super) T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        let mut body = serde_json::to_vec(&self.0).expect("our own types are always JSON");
+        body.push(b'\n');
+        ([(CONTENT_TYPE, "application/json")], body).into_response()
+    }
+}
 
 #[derive(Serialize)]
 pub(super) struct TransferJson<'a> {

@@ -1,13 +1,13 @@
 //! An error as HTTP has it: `application/problem+json` (RFC 9457).
 
 use axum::{
-    Json,
     extract::rejection::BytesRejection,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 
+use super::json::Json;
 use crate::{ids::IdError, server::error::Error, status::Reason, wire::session::WireError};
 
 /// Why a request was not served: a stable code for programs, and a text for people.

@@ -1,7 +1,6 @@
 //! `GET /transfers`, `GET /transfers/{id}`, and what is done to a transfer.
 
 use axum::{
-    Json,
     extract::State,
     response::{IntoResponse as _, Response},
 };
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Api, Problem,
     extract::{Named, Params},
-    json::TransferJson,
+    json::{Json, TransferJson},
 };
 use crate::{
     ids::{ClientId, TransferId},

@@ -90,7 +90,7 @@ fn in_state(state: State) -> Transfer {
         State::Interrupted => take(&receiving, &broken(epoch, failed(FailReason::Io))),
         State::Complete => take(&verifying, &Step::Published { epoch }),
         State::Failed => take(&offered, &refused(epoch)),
-        State::Cancelled => take(&offered, &Step::Cancelled),
+        State::Cancelled => take(&offered, &Step::Cancelled { received_bytes: 0 }),
     }
 }
 
@@ -176,10 +176,10 @@ fn row(step: &Step) -> &'static str {
         Step::Unpublished { .. } => "unpublished",
         Step::Published { .. } => "published",
         Step::MadeDue => "made due",
-        Step::DeadlinePassed => "deadline passed",
-        Step::Cancelled => "cancelled",
+        Step::DeadlinePassed { .. } => "deadline passed",
+        Step::Cancelled { .. } => "cancelled",
         Step::Retried => "retried",
-        Step::Paused => "paused",
+        Step::Paused { .. } => "paused",
         Step::Resumed => "resumed",
         Step::ContentDeleted => "content deleted",
     };
@@ -223,10 +223,10 @@ fn all_steps(epoch: Epoch) -> Vec<Step> {
     let mut steps = vec![
         claimed(),
         Step::MadeDue,
-        Step::DeadlinePassed,
-        Step::Cancelled,
+        Step::DeadlinePassed { received_bytes: 0 },
+        Step::Cancelled { received_bytes: 0 },
         Step::Retried,
-        Step::Paused,
+        Step::Paused { received_bytes: 0 },
         Step::Resumed,
         Step::ContentDeleted,
     ];
@@ -246,7 +246,7 @@ fn every_step_from_every_state_leads_where_the_table_says() {
         for step in &steps {
             let wait = match step {
                 Step::Claimed { .. } => LATER,
-                Step::DeadlinePassed => DEADLINE,
+                Step::DeadlinePassed { .. } => DEADLINE,
                 _ => SOON,
             };
             let expected = row(step).chars().nth(column).unwrap();
@@ -492,11 +492,11 @@ fn success_forgets_what_broke_before() {
 fn a_deadline_passes_once_it_is_reached() {
     let waiting = in_state(State::Interrupted);
     let just_before = Moment { at: UnixMs(waiting.deadline.0 - 1), dice: 0.5 };
-    let early = waiting.apply(&Step::DeadlinePassed, just_before);
+    let early = waiting.apply(&Step::DeadlinePassed { received_bytes: 0 }, just_before);
     assert_eq!(early, Err(StepError::NotDue));
 
-    let failed = take_at(&waiting, &Step::DeadlinePassed, DEADLINE);
-    let untried = take_at(&queued(), &Step::DeadlinePassed, DEADLINE);
+    let failed = take_at(&waiting, &Step::DeadlinePassed { received_bytes: 0 }, DEADLINE);
+    let untried = take_at(&queued(), &Step::DeadlinePassed { received_bytes: 0 }, DEADLINE);
 
     let failure = failed.failure.unwrap();
     assert_eq!(failure.reason, FailReason::Deadline);
@@ -528,12 +528,12 @@ fn a_retry_starts_over_with_the_same_id_and_a_new_deadline() {
 #[test]
 fn a_paused_transfer_waits_until_it_is_resumed() {
     for state in [State::Queued, State::Offered, State::Receiving, State::Interrupted] {
-        let paused = take(&in_state(state), &Step::Paused);
+        let paused = take(&in_state(state), &Step::Paused { received_bytes: 0 });
 
         assert!(paused.is_paused());
         assert_eq!(paused.due(), None);
         assert_eq!(paused.apply(&claimed(), after(LATER)), Err(StepError::NotDue));
-        for step in [Step::Paused, Step::MadeDue] {
+        for step in [Step::Paused { received_bytes: 0 }, Step::MadeDue] {
             let refused = StepError::WrongState(paused.state);
             assert_eq!(paused.apply(&step, after(LATER)), Err(refused));
         }
@@ -544,8 +544,8 @@ fn a_paused_transfer_waits_until_it_is_resumed() {
         let resumed = take(&paused, &Step::Resumed);
         assert_eq!(resumed.state, paused.state);
         assert!(take(&resumed, &claimed()).epoch > paused.epoch);
-        take(&paused, &Step::Cancelled);
-        take_at(&paused, &Step::DeadlinePassed, DEADLINE);
+        take(&paused, &Step::Cancelled { received_bytes: 0 });
+        take_at(&paused, &Step::DeadlinePassed { received_bytes: 0 }, DEADLINE);
     }
 }
 

@@ -240,9 +240,9 @@ fn outcome(step: &Step) -> Result<String, StoreError> {
         Step::Unpublished { .. } => "UNPUBLISHED",
         Step::Mismatched { .. } => "INTEGRITY",
         Step::Published { .. } => "COMPLETE",
-        Step::DeadlinePassed => "DEADLINE",
-        Step::Cancelled => "CANCELLED",
-        Step::Paused => "PAUSED",
+        Step::DeadlinePassed { .. } => "DEADLINE",
+        Step::Cancelled { .. } => "CANCELLED",
+        Step::Paused { .. } => "PAUSED",
         Step::Claimed { .. }
         | Step::Begun { .. }
         | Step::Finished { .. }
