@@ -1,4 +1,5 @@
-//! Pauses between dials: full jitter over a bound that doubles, so that a fleet does not come back at once.
+//! Pauses between dials: full jitter over a bound that doubles, so that a fleet does not come back
+//! at once.
 
 use std::time::Duration;
 

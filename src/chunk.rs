@@ -1,8 +1,9 @@
-//! How a file is divided into chunks, and how they are checked: a CRC-32C for each chunk, and one BLAKE3 root for
-//! the file. Pure: no clock, no disk, no network.
+//! How a file is divided into chunks, and how they are checked: a CRC-32C for each chunk, and one
+//! BLAKE3 root for the file. Pure: no clock, no disk, no network.
 //!
-//! An aligned MiB is a whole BLAKE3 subtree. So each chunk is hashed by itself to a chaining value, sibling values
-//! merge as soon as both are there, and the root of any file needs O(log n) values and no second pass.
+//! An aligned MiB is a whole BLAKE3 subtree. So each chunk is hashed by itself to a chaining value,
+//! sibling values merge as soon as both are there, and the root of any file needs O(log n) values
+//! and no second pass.
 
 use blake3::{
     Hasher,
@@ -128,8 +129,8 @@ impl RootBuilder {
                 hasher.update(data);
             }
             Form::Tree { chunks, values } => {
-                // Settled only now: the pair that completes the whole file must merge as the root, and only the
-                // next chunk proves that this one is not it.
+                // Settled only now: the pair that completes the whole file must merge as the root,
+                // and only the next chunk proves that this one is not it.
                 settle(*chunks, values);
                 let mut hasher = Hasher::new();
                 hasher.set_input_offset(*chunks * CHUNK_BYTES as u64);

@@ -1,4 +1,5 @@
-//! Names of things: newtypes that are checked when they are built, so that a value in hand is valid.
+//! Names of things: newtypes that are checked when they are built, so that a value in hand is
+//! valid.
 
 use std::{fmt, str::FromStr, time::Duration};
 
@@ -168,8 +169,9 @@ impl FromStr for RequestId {
     }
 }
 
-/// A path on a client's machine: absolute, bounded, without `..` or NUL. It is asked for, not trusted: only the
-/// client's `source` opens it, beneath an allowed root, and on the server it never becomes a path.
+/// A path on a client's machine: absolute, bounded, without `..` or NUL. It is asked for, not
+/// trusted: only the client's `source` opens it, beneath an allowed root, and on the server it
+/// never becomes a path.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct RemotePath(String);

@@ -1,6 +1,6 @@
-//! fts pulls files, verified, from machines behind NAT. A **client** on such a machine dials out and holds one stream
-//! to the **server**; an **operator** asks the server for a file; the client uploads it; the server keeps it only when
-//! it has proved it whole.
+//! fts pulls files, verified, from machines behind NAT. A **client** on such a machine dials out
+//! and holds one stream to the **server**; an **operator** asks the server for a file; the client
+//! uploads it; the server keeps it only when it has proved it whole.
 //!
 //! # The life of a transfer
 //!
@@ -13,30 +13,36 @@
 //! ```
 //!
 //! 3. From here it cannot be lost, whether or not the client is there.
-//! 4. Only a bell: the command is never in it. A session also looks at the queue on connect and on a timer.
-//! 5. A compare-and-set in the store. Whatever carries an older epoch can write, finish and clean up nothing.
+//! 4. Only a bell: the command is never in it. A session also looks at the queue on connect and on
+//!   a timer.
+//! 5. A compare-and-set in the store. Whatever carries an older epoch can write, finish and clean
+//!   up nothing.
 //! 8. File bytes travel on another connection than commands and heartbeats.
-//! 10. The end of the stream means nothing; only a Finish whose size and BLAKE3 agree with the bytes that were written
+//! 10. The end of the stream means nothing; only a Finish whose size and BLAKE3 agree with the
+//!   bytes that were written
 //!     publishes the file, and only then does the record say COMPLETE. [`transfer`] has the states.
 //!
 //! # How a chunk travels
 //!
-//! The client's reader thread fills 1 MiB at its offset, computes its CRC-32C, and adds it to the tree of the file's
-//! BLAKE3 ([`chunk`]); a short channel hands it to the upload, tonic frames it, HTTP/2 flow control paces it. On the
-//! server the upload's task checks offset, length and CRC, adds the chunk to a tree of its own, and hands it over a short
-//! channel to a thread that writes it. No other copy is kept, so memory is the same for any file.
+//! The client's reader thread fills 1 MiB at its offset, computes its CRC-32C, and adds it to the
+//! tree of the file's BLAKE3 ([`chunk`]); a short channel hands it to the upload, tonic frames it,
+//! HTTP/2 flow control paces it. On the server the upload's task checks offset, length and CRC,
+//! adds the chunk to a tree of its own, and hands it over a short channel to a thread that writes
+//! it. No other copy is kept, so memory is the same for any file.
 //!
 //! # The map
 //!
-//! Dependencies point inwards: `bin → client | operator | server → wire, status → transfer, chunk, ids, limits`.
-//! Client and server never import each other.
+//! Dependencies point inwards: `bin → client | operator | server → wire, status → transfer, chunk,
+//! ids, limits`. Client and server never import each other.
 //!
 //! - [`limits`], [`ids`], [`chunk`], [`transfer`]: pure; no runtime, no wire, no SQL.
 //! - [`wire`], [`status`]: the only shared files that name protobuf or tonic types.
 //! - [`backoff`], [`settings`], [`shutdown`], [`telemetry`]: support.
-//! - `client`: the link to the server, jobs and uploads, and the local policy that says what may be read.
+//! - `client`: the link to the server, jobs and uploads, and the local policy that says what may be
+//!   read.
 //! - `operator`: the tool `fts`.
-//! - `server`: sessions, uploads, records (`server::store`), files (`server::landing`), and what operators see.
+//! - `server`: sessions, uploads, records (`server::store`), files (`server::landing`), and what
+//!   operators see.
 
 pub mod backoff;
 pub mod chunk;

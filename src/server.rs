@@ -1,6 +1,8 @@
-//! The server: a value that is made of an opened store, a landing and a shutdown, and serves a bound listener.
+//! The server: a value that is made of an opened store, a landing and a shutdown, and serves a
+//! bound listener.
 //!
-//! [`Server::new`] opens no port and reads no configuration, so a test starts a real one in a few lines.
+//! [`Server::new`] opens no port and reads no configuration, so a test starts a real one in a few
+//! lines.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -100,8 +102,8 @@ impl Server {
         &self.coordinator
     }
 
-    /// Serves until the shutdown drains and everything has ended, or its time is up. Returns whether everything ended
-    /// by itself.
+    /// Serves until the shutdown drains and everything has ended, or its time is up. Returns
+    /// whether everything ended by itself.
     pub async fn serve(self, listener: TcpListener) -> Result<bool, ServeError> {
         self.coordinator.repair().await.map_err(ServeError::Repair)?;
         let address = listener.local_addr().map_err(ServeError::Listener)?;
@@ -150,7 +152,8 @@ impl Server {
         Ok(guard::guarded(app, self.clear_text))
     }
 
-    /// Two instances of one service on exact routes, because tonic's message limit is for a whole service.
+    /// Two instances of one service on exact routes, because tonic's message limit is for a whole
+    /// service.
     fn transfer_routes(&self) -> axum::Router {
         let service = |bytes_max: usize| {
             let api = transfer_api::TransferApi::new(Arc::clone(&self.coordinator));
@@ -214,7 +217,8 @@ fn transport() -> tonic::transport::Server {
         .http2_keepalive_timeout(Some(limits::HTTP2_PING_WAIT))
 }
 
-/// Serves until `end` is over, and no longer: tonic's own end waits for ever for a peer that never finishes.
+/// Serves until `end` is over, and no longer: tonic's own end waits for ever for a peer that never
+/// finishes.
 async fn serve_until(
     serving: impl Future<Output = Result<(), tonic::transport::Error>>,
     end: impl Future<Output = bool>,
@@ -228,7 +232,8 @@ async fn serve_until(
             end.await
         }
         clean = &mut end => {
-            // Every task has ended, so what is left are idle connections, or peers that do not read.
+            // Every task has ended, so what is left are idle connections, or peers that do not
+            // read.
             let closed = tokio::time::timeout(limits::CLOSE_WAIT, &mut serving).await;
             shutdown.abort();
             clean && closed.is_ok()

@@ -42,7 +42,8 @@ impl Shutdown {
         self.abort.cancel();
     }
 
-    /// Spawns a task that the end waits for. Every task of fts is spawned here, or is joined by its owner.
+    /// Spawns a task that the end waits for. Every task of fts is spawned here, or is joined by its
+    /// owner.
     pub fn spawn<F>(&self, task: F) -> tokio::task::JoinHandle<F::Output>
     where
         F: Future<Output: Send> + Send + 'static,
@@ -55,8 +56,8 @@ impl Shutdown {
         self.tasks.wait()
     }
 
-    /// Gives running work `drain_wait` to finish, then aborts it and gives it `abort_wait`. Returns whether
-    /// everything ended.
+    /// Gives running work `drain_wait` to finish, then aborts it and gives it `abort_wait`. Returns
+    /// whether everything ended.
     pub async fn run_down(&self, drain_wait: Duration, abort_wait: Duration) -> bool {
         self.drain();
         if tokio::time::timeout(drain_wait, self.ended()).await.is_ok() {
@@ -67,7 +68,8 @@ impl Shutdown {
     }
 }
 
-/// Waits for SIGTERM or Ctrl-C; from then on the next one ends the process at once, with 128 + its number.
+/// Waits for SIGTERM or Ctrl-C; from then on the next one ends the process at once, with 128 + its
+/// number.
 ///
 /// # Errors
 /// The handlers cannot be installed.

@@ -1,5 +1,6 @@
-//! The stable vocabulary of errors between programs: a gRPC code, and a reason (`google.rpc.ErrorInfo`). Whoever
-//! receives one acts on the reason only; a status without one means "later".
+//! The stable vocabulary of errors between programs: a gRPC code, and a reason
+//! (`google.rpc.ErrorInfo`). Whoever receives one acts on the reason only; a status without one
+//! means "later".
 
 use std::collections::HashMap;
 

@@ -1,4 +1,5 @@
-//! Logs, through `tracing`: where they go, in which form, and the spans whose fields are spelled once.
+//! Logs, through `tracing`: where they go, in which form, and the spans whose fields are spelled
+//! once.
 
 use std::io::{self, IsTerminal as _};
 
@@ -32,8 +33,8 @@ impl Default for LogFormat {
     }
 }
 
-/// Begins to log on standard error, filtered by `RUST_LOG` (`info` without it). Text from a peer is escaped: it is
-/// logged by `Debug`, or as a JSON string.
+/// Begins to log on standard error, filtered by `RUST_LOG` (`info` without it). Text from a peer is
+/// escaped: it is logged by `Debug`, or as a JSON string.
 ///
 /// # Errors
 /// `RUST_LOG` does not parse.

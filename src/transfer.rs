@@ -1,5 +1,5 @@
-//! A transfer's life, as pure logic: what it is, and which step leads where. Both stores apply steps through
-//! [`Transfer::apply`], so that the rules are written once.
+//! A transfer's life, as pure logic: what it is, and which step leads where. Both stores apply
+//! steps through [`Transfer::apply`], so that the rules are written once.
 //!
 //! ```text
 //!            Claimed: new epoch      Begun                Finished              Published

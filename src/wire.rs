@@ -1,5 +1,5 @@
-//! The protocol: the code generated from `proto/`, and what turns its messages into our own types and back. What is
-//! in a message has been checked once it is one of ours.
+//! The protocol: the code generated from `proto/`, and what turns its messages into our own types
+//! and back. What is in a message has been checked once it is one of ours.
 
 /// Messages and services as generated.
 #[allow(clippy::all, clippy::pedantic, missing_docs, unused_qualifications, unreachable_pub)]

@@ -1,4 +1,5 @@
-//! A client reads what its own policy allows, and nothing else leaves: not a byte, not a size, not an existence.
+//! A client reads what its own policy allows, and nothing else leaves: not a byte, not a size, not
+//! an existence.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! A disk that fails at any one call loses nothing: what is COMPLETE is whole, what is not is not there, and the next
-//! attempt delivers.
+//! A disk that fails at any one call loses nothing: what is COMPLETE is whole, what is not is not
+//! there, and the next attempt delivers.
 
 mod common;
 

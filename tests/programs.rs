@@ -1,5 +1,5 @@
-//! The client's program, as a site runs it: killed in the middle, started twice, cloned. The server needs a thread of
-//! its own, because waiting for another process blocks.
+//! The client's program, as a site runs it: killed in the middle, started twice, cloned. The server
+//! needs a thread of its own, because waiting for another process blocks.
 
 mod common;
 

@@ -1,4 +1,5 @@
-//! A transfer is on disk before its trigger is answered, and from then on it cannot be lost or doubled.
+//! A transfer is on disk before its trigger is answered, and from then on it cannot be lost or
+//! doubled.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! Programs that are not ours speak with the real server: grpcurl, by reflection alone, and a client in Python that
-//! knows nothing but the `.proto` files.
+//! Programs that are not ours speak with the real server: grpcurl, by reflection alone, and a
+//! client in Python that knows nothing but the `.proto` files.
 
 #![cfg(feature = "server")]
 

@@ -14,7 +14,8 @@ use crate::{
 
 /// Pulls files, verified, from machines behind NAT: the server.
 ///
-/// It listens on loopback only, unless told otherwise. gRPC, HTTP/JSON, health, reflection and metrics share one port.
+/// It listens on loopback only, unless told otherwise. gRPC, HTTP/JSON, health, reflection and
+/// metrics share one port.
 #[allow(clippy::doc_markdown, rustdoc::bare_urls)] // the comments are the text of --help
 #[derive(Debug, Default, Parser)]
 #[command(name = "fts-server", version, after_help = AFTER_HELP)]

@@ -1,5 +1,6 @@
-//! The use cases: what operators ask for, and what sessions and uploads report. The only caller of the store's
-//! mutating verbs, so every change of a record passes here, is told to who watches, and rings the right bell.
+//! The use cases: what operators ask for, and what sessions and uploads report. The only caller of
+//! the store's mutating verbs, so every change of a record passes here, is told to who watches, and
+//! rings the right bell.
 
 use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
 
@@ -165,7 +166,8 @@ impl Coordinator {
         Ok(self.view(self.apply(id, Step::Resumed).await?))
     }
 
-    /// Removes the bytes of an ended transfer. The record says so first, so that no reader finds it half there.
+    /// Removes the bytes of an ended transfer. The record says so first, so that no reader finds it
+    /// half there.
     pub async fn delete(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
         let this = Arc::clone(self);
         let deleted = async move {
@@ -254,7 +256,8 @@ impl Coordinator {
 
     // === What every change has in common ===
 
-    /// Applies a step to a transfer, and tells who wants to know. Whoever drops the returned future does not undo it.
+    /// Applies a step to a transfer, and tells who wants to know. Whoever drops the returned future
+    /// does not undo it.
     pub(super) async fn apply(
         self: &Arc<Self>,
         id: TransferId,

@@ -1,4 +1,5 @@
-//! What the server answers when it cannot do as asked, and the one place where that becomes a status.
+//! What the server answers when it cannot do as asked, and the one place where that becomes a
+//! status.
 
 use tonic::Status;
 

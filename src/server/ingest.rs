@@ -1,8 +1,9 @@
-//! One upload: chunks come in, are verified, and are written; only a Finish that proves the file whole lands it.
+//! One upload: chunks come in, are verified, and are written; only a Finish that proves the file
+//! whole lands it.
 //!
-//! The stream task verifies, a blocking thread writes, and a short channel between them is the only buffer, so that
-//! HTTP/2 flow control slows the client down when the disk is slow. The end of the stream means nothing: tonic reports
-//! a cancelled or broken upload as a clean end.
+//! The stream task verifies, a blocking thread writes, and a short channel between them is the only
+//! buffer, so that HTTP/2 flow control slows the client down when the disk is slow. The end of the
+//! stream means nothing: tonic reports a cancelled or broken upload as a clean end.
 
 use std::{sync::Arc, time::Instant};
 
@@ -93,7 +94,8 @@ impl Ingest {
         let mut verifier = ChunkVerifier::new(size);
         let end = self.take_chunks(stream, &mut verifier, &mut writer).await;
         let done = verifier.next_offset();
-        // Whatever happened, the writer has let go of the file before anything else is done with it.
+        // Whatever happened, the writer has let go of the file before anything else is done with
+        // it.
         let written = writer.finish().await;
         let result = match end {
             End::Finish { size, finish, fingerprint } => {
@@ -330,8 +332,8 @@ enum Next {
     End,
 }
 
-/// Reads the next message. A transport error is an end like any other; only a message that is not one of ours, or
-/// silence, is refused.
+/// Reads the next message. A transport error is an end like any other; only a message that is not
+/// one of ours, or silence, is refused.
 async fn next(
     stream: &mut Streaming<UploadFileRequest>,
     wait: std::time::Duration,

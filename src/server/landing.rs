@@ -5,9 +5,9 @@
 //! files/<xx>/<transfer>.<epoch>      whole, verified, on stable storage; xx: the id's last two digits
 //! ```
 //!
-//! Every name is made of ids that the server made, and every call is relative to a directory that is held open, so no
-//! text of a client can become a path. A name carries its epoch, so an older attempt cannot touch what a newer one
-//! wrote. All calls block: they belong on a blocking thread.
+//! Every name is made of ids that the server made, and every call is relative to a directory that
+//! is held open, so no text of a client can become a path. A name carries its epoch, so an older
+//! attempt cannot touch what a newer one wrote. All calls block: they belong on a blocking thread.
 
 use std::{
     fs::File,
@@ -174,7 +174,8 @@ impl Landing {
     pub fn begin(&self, attempt: AttemptId, size: u64) -> Result<Partial, LandingError> {
         let name = attempt.to_string();
         let failed = |action, source| LandingError { action, name: name.clone(), source };
-        // The size is a client's word: it must not fill the disk, not even by what is reserved for it.
+        // The size is a client's word: it must not fill the disk, not even by what is reserved for
+        // it.
         let dir = self.partial().map_err(|err| failed("open the directory of", err))?;
         let (free, all) = self.disk.space(&dir).map_err(|err| failed("find space for", err))?;
         let keep_free = limits::DISK_FREE_MIN_BYTES.min(all / 20);
@@ -202,8 +203,8 @@ impl Landing {
         Ok(())
     }
 
-    /// Publishes a whole, verified file under its final name. When this returns, data, size and name are on stable
-    /// storage. After an error nothing has the final name.
+    /// Publishes a whole, verified file under its final name. When this returns, data, size and
+    /// name are on stable storage. After an error nothing has the final name.
     pub fn publish(&self, partial: &Partial) -> Result<(), LandingError> {
         let name = partial.attempt.to_string();
         self.disk
@@ -253,7 +254,8 @@ impl Landing {
         }
     }
 
-    /// Removes the partial file of an attempt that failed for another reason, which is the one to tell.
+    /// Removes the partial file of an attempt that failed for another reason, which is the one to
+    /// tell.
     fn discard_after(&self, attempt: AttemptId, cause: &LandingError) {
         if let Err(err) = self.discard(attempt) {
             tracing::error!(error = %err, cause = %cause, "could not remove a partial file");
@@ -295,7 +297,8 @@ impl Landing {
         self.path.join(shard(&name)).join(name)
     }
 
-    /// Removes every partial file: a server that begins has no attempt running. Returns how many there were.
+    /// Removes every partial file: a server that begins has no attempt running. Returns how many
+    /// there were.
     pub fn discard_all(&self) -> Result<u64, LandingError> {
         let mut removed = 0;
         let partial = self.partial().map_err(|source| LandingError {
@@ -367,7 +370,8 @@ impl Partial {
 const PARTIAL: &str = "partial";
 const SHARD_LEN: usize = 2;
 
-/// Returns the directory of a published file: the last two digits of its transfer's id, which are random.
+/// Returns the directory of a published file: the last two digits of its transfer's id, which are
+/// random.
 fn shard(name: &str) -> &str {
     let id = name.split('.').next().unwrap_or(name);
     &id[id.len().saturating_sub(SHARD_LEN)..]

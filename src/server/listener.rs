@@ -1,5 +1,5 @@
-//! Accepted connections: as many as the server holds, cut when they say nothing or when it aborts. Accept errors (such
-//! as too many open files) pause the loop instead of spinning it.
+//! Accepted connections: as many as the server holds, cut when they say nothing or when it aborts.
+//! Accept errors (such as too many open files) pause the loop instead of spinning it.
 
 use std::{
     io,
@@ -59,7 +59,8 @@ fn places() -> usize {
         .clamp(1, limits::CONNECTIONS_MAX)
 }
 
-/// Raises the soft limit of open files to the hard one, as far as it is of use, and returns what it is then.
+/// Raises the soft limit of open files to the hard one, as far as it is of use, and returns what it
+/// is then.
 fn raise_file_limit() -> usize {
     let limit = getrlimit(Resource::Nofile);
     let wanted = (limits::CONNECTIONS_MAX + limits::FILES_RESERVED_MAX) as u64;
@@ -110,7 +111,8 @@ pub struct Connection {
     stream: TcpStream,
     /// Runs until the first byte has come: who says nothing holds a place for no longer.
     first_byte: Option<Pin<Box<Sleep>>>,
-    /// Fires when the server aborts: then reads and writes fail, so nothing that holds this can go on for ever.
+    /// Fires when the server aborts: then reads and writes fail, so nothing that holds this can go
+    /// on for ever.
     aborted: Pin<Box<WaitForCancellationFutureOwned>>,
     _place: OwnedSemaphorePermit,
 }

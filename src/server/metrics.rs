@@ -1,5 +1,5 @@
-//! What the server counts, for `/metrics`. Every label has a fixed set of values: never a client, a path, or a text
-//! of a peer's.
+//! What the server counts, for `/metrics`. Every label has a fixed set of values: never a client, a
+//! path, or a text of a peer's.
 
 use std::{fmt, time::Duration};
 

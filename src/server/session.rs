@@ -1,5 +1,6 @@
-//! One life of a `Connect` stream, on the server: it answers heartbeats, sends commands that it claims from the queue,
-//! passes reports on, and knows when the client is gone. The session ends its own stream.
+//! One life of a `Connect` stream, on the server: it answers heartbeats, sends commands that it
+//! claims from the queue, passes reports on, and knows when the client is gone. The session ends
+//! its own stream.
 
 use std::{sync::Arc, time::Duration};
 
@@ -213,7 +214,8 @@ impl Link {
         }
     }
 
-    /// Sends what is to be stopped, then commands, as many as the client takes and the outbox holds.
+    /// Sends what is to be stopped, then commands, as many as the client takes and the outbox
+    /// holds.
     async fn act(&mut self) -> Result<(), End> {
         self.claim_at = Instant::now() + limits::CLAIM_POLL;
         loop {
@@ -244,7 +246,8 @@ impl Link {
                     return Ok(());
                 }
                 Ok(Claim::Fenced) => {
-                    // The newer session is in the store, and about to be here: it has this one told by whom.
+                    // The newer session is in the store, and about to be here: it has this one told
+                    // by whom.
                     let told = timeout(SUPERSEDED_WAIT, self.session.superseded.cancelled()).await;
                     tracing::debug!(told = told.is_ok(), "a newer session was opened");
                     return Err(End::Superseded);
@@ -288,7 +291,8 @@ impl Link {
     }
 }
 
-/// What a client says of transfers that it does not have is ignored; only our own trouble is worth a line.
+/// What a client says of transfers that it does not have is ignored; only our own trouble is worth
+/// a line.
 fn note(done: Result<(), Error>) {
     if let Err(err) = done {
         err.log();

@@ -1,5 +1,6 @@
-//! The clients that hold a session on this server: who is there, when it was last heard, and the bell that makes its
-//! session look at the queue. A bell carries no command: correctness never depends on it being heard.
+//! The clients that hold a session on this server: who is there, when it was last heard, and the
+//! bell that makes its session look at the queue. A bell carries no command: correctness never
+//! depends on it being heard.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -84,8 +85,8 @@ impl Session {
         lock(&self.heard).1
     }
 
-    /// Asks the session to stop an attempt at the client. When too many wait, the oldest is dropped: the upload itself
-    /// is fenced by its epoch in any case.
+    /// Asks the session to stop an attempt at the client. When too many wait, the oldest is
+    /// dropped: the upload itself is fenced by its epoch in any case.
     pub fn stop(&self, attempt: AttemptId) {
         let mut stops = lock(&self.stops);
         if stops.len() >= limits::JOBS_MAX as usize {
@@ -127,8 +128,8 @@ impl Sessions {
         self.heartbeat * limits::CLIENT_SILENCE_PERCENT / 100
     }
 
-    /// Enters a session and supersedes the older one of the client. An older session than the live one is returned
-    /// as an error, with the live one.
+    /// Enters a session and supersedes the older one of the client. An older session than the live
+    /// one is returned as an error, with the live one.
     pub fn enter(&self, session: Arc<Session>) -> Result<Option<Arc<Session>>, Arc<Session>> {
         let mut live = lock(&self.live);
         if let Some(other) = live.get(&session.client)

@@ -1,9 +1,10 @@
-//! The records: clients, their session epochs, transfers, attempts and events. They are the truth; whatever else
-//! the server holds in memory can be rebuilt from them.
+//! The records: clients, their session epochs, transfers, attempts and events. They are the truth;
+//! whatever else the server holds in memory can be rebuilt from them.
 //!
-//! [`Store`] has coarse verbs, each one transaction. When a verb returns `Ok`, its change is on stable storage; when
-//! it returns `Err`, nothing changed, or (after a lost answer) exactly the whole change did. The rules of a
-//! transfer's life are in [`crate::transfer`]; a store applies them, and never invents its own.
+//! [`Store`] has coarse verbs, each one transaction. When a verb returns `Ok`, its change is on
+//! stable storage; when it returns `Err`, nothing changed, or (after a lost answer) exactly the
+//! whole change did. The rules of a transfer's life are in [`crate::transfer`]; a store applies
+//! them, and never invents its own.
 
 use std::sync::Arc;
 
@@ -129,14 +130,16 @@ pub trait Store: Send + Sync + 'static {
 
     // === Sessions ===
 
-    /// Notes a client's new session and raises its session epoch, which fences every session before.
+    /// Notes a client's new session and raises its session epoch, which fences every session
+    /// before.
     async fn open_session(
         &self,
         opening: &SessionOpening,
         at: UnixMs,
     ) -> Result<SessionEpoch, StoreError>;
 
-    /// Notes when clients were last seen. An earlier time than the noted one, or an unknown client, is ignored.
+    /// Notes when clients were last seen. An earlier time than the noted one, or an unknown client,
+    /// is ignored.
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError>;
 
     async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError>;
@@ -150,12 +153,13 @@ pub trait Store: Send + Sync + 'static {
 
     // === Transfers ===
 
-    /// Writes a new transfer, with its first event, if its client is known, its request id is new, and the client has
-    /// fewer than `limits::UNFINISHED_PER_CLIENT_MAX` unfinished ones.
+    /// Writes a new transfer, with its first event, if its client is known, its request id is new,
+    /// and the client has fewer than `limits::UNFINISHED_PER_CLIENT_MAX` unfinished ones.
     async fn create(&self, transfer: &Transfer) -> Result<Created, StoreError>;
 
-    /// Takes the client's oldest due transfer and offers it ([`Step::Claimed`]), if `session` is the client's latest
-    /// and fewer than `jobs_max` are outstanding. Two claims never take the same attempt.
+    /// Takes the client's oldest due transfer and offers it ([`Step::Claimed`]), if `session` is
+    /// the client's latest and fewer than `jobs_max` are outstanding. Two claims never take the
+    /// same attempt.
     async fn claim(
         &self,
         client: &ClientId,
@@ -165,7 +169,8 @@ pub trait Store: Send + Sync + 'static {
         now: Moment,
     ) -> Result<Claim, StoreError>;
 
-    /// Applies a step by [`Transfer::apply`], and writes the result, with its event and its attempt's record.
+    /// Applies a step by [`Transfer::apply`], and writes the result, with its event and its
+    /// attempt's record.
     async fn apply(&self, id: TransferId, step: &Step, now: Moment) -> Result<Applied, StoreError>;
 
     async fn transfer(&self, id: TransferId) -> Result<Option<Transfer>, StoreError>;
@@ -178,8 +183,8 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Transfer>, StoreError>;
 
-    /// Returns unfinished transfers whose deadline has passed, and OFFERED ones last updated before `offered_before`;
-    /// at most `limit`.
+    /// Returns unfinished transfers whose deadline has passed, and OFFERED ones last updated before
+    /// `offered_before`; at most `limit`.
     async fn overdue(
         &self,
         at: UnixMs,
@@ -187,8 +192,8 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Transfer>, StoreError>;
 
-    /// Returns COMPLETE transfers whose content is kept, oldest end first: those that ended before `ended_before`, and
-    /// the oldest ones beyond `bytes_max` in total; at most `limit`.
+    /// Returns COMPLETE transfers whose content is kept, oldest end first: those that ended before
+    /// `ended_before`, and the oldest ones beyond `bytes_max` in total; at most `limit`.
     async fn expired_content(
         &self,
         ended_before: Option<UnixMs>,
@@ -210,7 +215,8 @@ pub trait Store: Send + Sync + 'static {
     /// Returns the events after `seq`, at most `limit`.
     async fn events_after(&self, seq: u64, limit: u32) -> Result<Events, StoreError>;
 
-    /// Drops events of ended transfers: those before `before`, and the oldest beyond `keep_max`. Returns how many.
+    /// Drops events of ended transfers: those before `before`, and the oldest beyond `keep_max`.
+    /// Returns how many.
     async fn prune_events(&self, before: UnixMs, keep_max: u64) -> Result<u64, StoreError>;
 
     /// Ends pending work and closes the store.

@@ -1,5 +1,5 @@
-//! The uploads that run on this server: how far they are, and how they are stopped. One transfer has one upload at a
-//! time; a newer one waits until the older one has let go.
+//! The uploads that run on this server: how far they are, and how they are stopped. One transfer
+//! has one upload at a time; a newer one waits until the older one has let go.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,8 @@ pub struct Upload {
     pub client: ClientId,
     /// Fires when it must stop: cancelled, paused, or fenced by a newer one.
     pub stop: CancellationToken,
-    /// A newer call of the same attempt goes on in its place: it is not for this one to say how the attempt ended.
+    /// A newer call of the same attempt goes on in its place: it is not for this one to say how the
+    /// attempt ended.
     replaced: AtomicBool,
     /// Fires when it has let go of its partial file.
     ended: CancellationToken,
@@ -58,8 +59,8 @@ pub enum Occupied {
 }
 
 impl Uploads {
-    /// Enters an upload; it leaves when the returned value is dropped. What runs already is told to stop, if it is
-    /// not newer.
+    /// Enters an upload; it leaves when the returned value is dropped. What runs already is told to
+    /// stop, if it is not newer.
     pub fn enter(
         self: &Arc<Self>,
         attempt: AttemptId,

@@ -1,5 +1,5 @@
-//! The steps of a transfer's life, and where each leads. Written once: both stores apply steps through
-//! [`Transfer::apply`].
+//! The steps of a transfer's life, and where each leads. Written once: both stores apply steps
+//! through [`Transfer::apply`].
 
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ impl Moment {
 /// What broke an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// The client, or the way to it, is gone: not the fault of the attempt. Due as soon as it is back.
+    /// The client, or the way to it, is gone: not the fault of the attempt. Due as soon as it is
+    /// back.
     ClientLost,
     /// The server is ending, or was restarted. Due as soon as the client is back.
     ServerStopped,
@@ -84,7 +85,8 @@ pub enum Step {
     Mismatched {
         epoch: Epoch,
     },
-    /// The file could not be published. Only for whoever publishes: no report of a client ends VERIFYING.
+    /// The file could not be published. Only for whoever publishes: no report of a client ends
+    /// VERIFYING.
     Unpublished {
         epoch: Epoch,
         cause: Cause,
@@ -415,8 +417,8 @@ impl Transfer {
     }
 }
 
-/// Returns the pause after the `barren`-th attempt without progress: it doubles up to a maximum, and is then spread
-/// over its upper half by `dice`.
+/// Returns the pause after the `barren`-th attempt without progress: it doubles up to a maximum,
+/// and is then spread over its upper half by `dice`.
 fn retry_pause(barren: u32, dice: f64) -> Duration {
     let doubled = limits::RETRY_PAUSE_MIN.saturating_mul(1 << barren.saturating_sub(1).min(16));
     let pause = doubled.min(limits::RETRY_PAUSE_MAX);

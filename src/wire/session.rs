@@ -1,4 +1,5 @@
-//! What client and server say to each other, as types of our own: checked, and free of protobuf's optionals.
+//! What client and server say to each other, as types of our own: checked, and free of protobuf's
+//! optionals.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What the tests of the whole share: a real server on port 0, operators' calls, and a raw client that speaks the
-//! protocol by hand and so can misbehave.
+//! What the tests of the whole share: a real server on port 0, operators' calls, and a raw client
+//! that speaks the protocol by hand and so can misbehave.
 #![allow(dead_code, clippy::missing_panics_doc)] // each test file uses its own part of this
 
 pub mod client;

@@ -17,7 +17,8 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program with nothing of this process's environment but the path; its log goes to `log`.
+    /// Starts a program with nothing of this process's environment but the path; its log goes to
+    /// `log`.
     pub fn start(program: &str, log: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
         let file = fs::OpenOptions::new().append(true).create(true).open(log).expect("a log");
         let mut command = Command::new(program);

@@ -1,5 +1,5 @@
-//! A client by hand: a session on the generated stub, and uploads as raw HTTP/2, so that a test can end them in every
-//! way that there is.
+//! A client by hand: a session on the generated stub, and uploads as raw HTTP/2, so that a test can
+//! end them in every way that there is.
 
 use std::net::SocketAddr;
 

@@ -177,7 +177,8 @@ impl TestServer {
         (transfer, bytes)
     }
 
-    /// Asks for a transfer until it is shown as wanted: what is no change of the record is in no watch.
+    /// Asks for a transfer until it is shown as wanted: what is no change of the record is in no
+    /// watch.
     pub async fn shown(
         &self,
         id: &str,

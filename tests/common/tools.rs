@@ -1,5 +1,6 @@
-//! Programs that a test needs and a machine may lack. On a developer's machine the test is skipped, and says so where
-//! it is seen; on CI (`CI=true`) an absent tool is a failure, so that nothing is skipped for ever.
+//! Programs that a test needs and a machine may lack. On a developer's machine the test is skipped,
+//! and says so where it is seen; on CI (`CI=true`) an absent tool is a failure, so that nothing is
+//! skipped for ever.
 
 use std::{
     env,
@@ -10,7 +11,8 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Returns the program `name` of the `PATH`, for the test `test`; `None`, told to the user, if there is none.
+/// Returns the program `name` of the `PATH`, for the test `test`; `None`, told to the user, if
+/// there is none.
 ///
 /// # Panics
 /// On CI, if there is none.
@@ -42,8 +44,8 @@ pub(crate) fn python(test: &str, modules: &[&str]) -> Option<PathBuf> {
     found
 }
 
-/// Says that `test` was skipped because it needs `needs`: on standard error, past libtest, which hides what passing
-/// tests print, and in the file `FTS_SKIPS`, which `make test` shows at its end.
+/// Says that `test` was skipped because it needs `needs`: on standard error, past libtest, which
+/// hides what passing tests print, and in the file `FTS_SKIPS`, which `make test` shows at its end.
 ///
 /// # Panics
 /// On CI.

@@ -1,5 +1,6 @@
-//! What sessions and uploads report of attempts. Every report names its epoch; the store refuses those that are too
-//! late, and that is not an error: somebody else has already said how it went on.
+//! What sessions and uploads report of attempts. Every report names its epoch; the store refuses
+//! those that are too late, and that is not an error: somebody else has already said how it went
+//! on.
 
 use std::{sync::Arc, time::Duration};
 
@@ -106,7 +107,8 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Notes that a session has ended. What was only offered goes back to the queue; an upload that runs outlives it.
+    /// Notes that a session has ended. What was only offered goes back to the queue; an upload that
+    /// runs outlives it.
     pub async fn close_session(self: &Arc<Self>, session: &Session) -> Result<(), Error> {
         if !self.sessions.leave(session) {
             // A newer session has settled it.
@@ -202,8 +204,8 @@ impl Coordinator {
         self.uploads.find(transfer).map_or(0, |upload| upload.done_bytes())
     }
 
-    /// An instance speaks of the attempts that it was given; others are none of its business, whether they exist or
-    /// not.
+    /// An instance speaks of the attempts that it was given; others are none of its business,
+    /// whether they exist or not.
     async fn check_owner(&self, session: &Session, attempt: AttemptId) -> Result<(), Error> {
         let transfer = self.store.transfer(attempt.transfer).await?;
         let is_own = transfer.is_some_and(|t| t.instance == Some(session.instance));
@@ -216,8 +218,8 @@ impl Coordinator {
 
     // === Uploads ===
 
-    /// Begins an upload: what its Header names must be the current attempt, of this very instance. An older call of
-    /// the same attempt is stopped first.
+    /// Begins an upload: what its Header names must be the current attempt, of this very instance.
+    /// An older call of the same attempt is stopped first.
     pub async fn begin(self: &Arc<Self>, header: &Header) -> Result<(Entered, Transfer), Error> {
         let attempt = header.attempt;
         // Checked before anything is stopped, so that nobody can stop the upload of another.
@@ -286,8 +288,8 @@ impl Coordinator {
         ignore_late(self.apply(attempt.transfer, step).await)
     }
 
-    /// Returns what it means that the stream of an upload ended by itself. While the client's session lives, it is a
-    /// failed attempt; else the client is lost, which is nobody's fault.
+    /// Returns what it means that the stream of an upload ended by itself. While the client's
+    /// session lives, it is a failed attempt; else the client is lost, which is nobody's fault.
     pub async fn cause_of_cut(&self, transfer: &Transfer) -> Cause {
         let session = self.sessions.find(&transfer.client);
         let session = session.filter(|s| Some(s.instance) == transfer.instance);

@@ -1,5 +1,5 @@
-//! What a server does before it listens, and now and then while it runs: it settles what the last life left half done,
-//! and lets go of what is overdue or too old.
+//! What a server does before it listens, and now and then while it runs: it settles what the last
+//! life left half done, and lets go of what is overdue or too old.
 
 use std::sync::Arc;
 
@@ -51,8 +51,9 @@ impl Coordinator {
         ignore_late(self.apply(transfer.id, Step::Published { epoch }).await)
     }
 
-    /// Removes files that no record wants: deleted on request when the server stopped before it was done, or of an
-    /// attempt that was never recorded as published. A file without any record is left alone, and told.
+    /// Removes files that no record wants: deleted on request when the server stopped before it was
+    /// done, or of an attempt that was never recorded as published. A file without any record is
+    /// left alone, and told.
     async fn remove_unwanted(&self) -> Result<u64, Error> {
         let mut removed = 0;
         for attempt in self.on_disk(Landing::published).await? {
@@ -92,8 +93,9 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Settles transfers that say they are being received or verified, and of which nothing runs: what their upload
-    /// wanted to note could not be written. Whoever works on one holds its place in `uploads`.
+    /// Settles transfers that say they are being received or verified, and of which nothing runs:
+    /// what their upload wanted to note could not be written. Whoever works on one holds its place
+    /// in `uploads`.
     pub async fn settle_orphans(self: &Arc<Self>) -> Result<(), Error> {
         let states = vec![State::Receiving, State::Verifying];
         let filter = TransferFilter { client: None, states };

@@ -60,7 +60,8 @@ impl Coordinator {
         }
     }
 
-    /// Says why a transfer does not move. The record knows of pauses; who is there is known only here.
+    /// Says why a transfer does not move. The record knows of pauses; who is there is known only
+    /// here.
     fn waiting(&self, transfer: &Transfer) -> Option<Waiting> {
         if !transfer.state.is_waiting() {
             return None;
@@ -128,7 +129,8 @@ impl Coordinator {
         Ok(self.view(transfer))
     }
 
-    /// Follows transfers. Ends by itself when the server drains, or when the one transfer asked for has ended.
+    /// Follows transfers. Ends by itself when the server drains, or when the one transfer asked for
+    /// has ended.
     pub async fn watch(self: &Arc<Self>, query: WatchQuery) -> Result<Watch, Error> {
         let changes = self.changes.subscribe();
         let (current, seq) = if let Some(token) = &query.resume_token {
