@@ -102,6 +102,46 @@ async fn a_wrong_root_is_tried_once_more_and_then_failed() {
 }
 
 #[tokio::test]
+async fn another_size_than_announced_is_refused() {
+    let server = TestServer::start().await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let data = bytes(CHUNK_BYTES + 7, 14);
+    for wrong in [CHUNK_BYTES as u64 + 6, CHUNK_BYTES as u64 + 8, 0, u64::MAX] {
+        let (id, header) = offered(&server, &mut session, &data).await;
+        let mut messages = upload(&header, &data);
+        let Some(Upload::Finish { size, .. }) = messages.last_mut() else { panic!("a finish") };
+        *size = wrong;
+
+        let mut raw = RawUpload::open(server.address).await;
+        raw.send_all(messages).await;
+
+        assert_eq!(reason(raw.answer().await), Some(Reason::NotWhole), "{wrong}");
+        cancel(&server, &id).await;
+    }
+    assert!(common::files_beneath(&server.dir().join("files")).is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn an_end_that_contradicts_its_beginning_is_not_taken_for_unchanged() {
+    let server = TestServer::start().await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let data = bytes(10, 15);
+    let (id, header) = offered(&server, &mut session, &data).await;
+    let mut messages = upload(&header, &data);
+    let Some(Upload::Finish { fingerprint, .. }) = messages.last_mut() else { panic!("a finish") };
+    fingerprint.mtime_ns += 1;
+
+    let mut raw = RawUpload::open(server.address).await;
+    raw.send_all(messages).await;
+
+    assert!(raw.answer().await.is_err());
+    let after = server.follow(&id, |t| t.state() == State::Interrupted).await;
+    assert_eq!(after.failure.expect("a reason").reason(), FailReason::SourceChanged);
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn every_breach_of_the_protocol_has_its_reason() {
     let server = TestServer::start().await;
     let mut session = RawSession::open(&server, "client-1").await;

@@ -32,7 +32,7 @@ pub struct Args {
     /// Where files land: file:///DIR [default: DATA_DIR/files]
     #[arg(long, value_name = "URL", env = "FTS_SINK")]
     pub sink: Option<String>,
-    /// Pause between heartbeats of clients; other deadlines scale with it [default: 25s]
+    /// Pause between heartbeats of clients; the deadlines of sessions scale with it [default: 25s]
     #[arg(long, value_name = "TIME", env = "FTS_HEARTBEAT")]
     pub heartbeat: Option<String>,
     /// Delete the bytes of landed files after this long, such as 30d [default: never]
