@@ -35,7 +35,7 @@ use link::Link;
 use source::Source;
 use state_dir::StateDir;
 use status_page::StatusPage;
-use upload::Uploader;
+use upload::{Uploader, log_path};
 
 use crate::{
     ids::InstanceId, limits, settings::ConfigError, shutdown::Shutdown, wire::session::Hello,
@@ -117,6 +117,7 @@ impl Client {
                 None => std::future::pending().await,
             }
         };
+        tell_shared(&self.source);
         let work = async {
             prepare(self.shared, self.source, &shutdown).await;
             link.run().await;
@@ -130,15 +131,31 @@ impl Client {
     }
 }
 
+/// Logs which files the server may ask for.
+fn tell_shared(source: &Source) {
+    if let Some(path) = source.default_file() {
+        let path = log_path(path.as_str());
+        tracing::info!(%path, "shares one file, the default one");
+    } else {
+        let roots: Vec<_> = source.roots().iter().map(|root| log_path(root.as_str())).collect();
+        tracing::info!(
+            roots = %roots.join(":"),
+            "shares what is beneath these roots, and has no default file"
+        );
+    }
+}
+
 /// Makes the demo file, or opens the roots. A disk that hangs holds up only what needs it.
 async fn prepare(shared: Shared, source: Arc<Source>, shutdown: &Shutdown) {
     let preparing = spawn_blocking(move || match shared {
         Shared::DemoFile { path, size } => {
-            let path = path.as_str();
-            match demo_file::make_once(Path::new(path), size) {
-                Ok(Made::New) => tracing::info!(?path, size, "made the demo file"),
+            let shown = log_path(path.as_str());
+            match demo_file::make_once(Path::new(path.as_str()), size) {
+                Ok(Made::New) => tracing::info!(path = %shown, size, "made the demo file"),
                 Ok(Made::AlreadyThere) => {}
-                Err(err) => tracing::warn!(?path, error = %err, "cannot make the demo file"),
+                Err(err) => {
+                    tracing::warn!(path = %shown, error = %err, "cannot make the demo file");
+                }
             }
         }
         Shared::Roots(_) => source.hold_roots(),

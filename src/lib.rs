@@ -14,12 +14,12 @@
 //!
 //! 3. From here it cannot be lost, whether or not the client is there.
 //! 4. Only a bell: the command is never in it. A session also looks at the queue on connect and on
-//!   a timer.
+//!    a timer.
 //! 5. A compare-and-set in the store. Whatever carries an older epoch can write, finish and clean
-//!   up nothing.
+//!    up nothing.
 //! 8. File bytes travel on another connection than commands and heartbeats.
 //! 10. The end of the stream means nothing; only a Finish whose size and BLAKE3 agree with the
-//!   bytes that were written
+//!    bytes that were written
 //!     publishes the file, and only then does the record say COMPLETE. [`transfer`] has the states.
 //!
 //! # How a chunk travels

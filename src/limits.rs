@@ -1,10 +1,12 @@
-//! Every limit of fts, with its unit in its name. No number that a peer sends is trusted beyond these.
+//! Every limit of fts, with its unit in its name. No number that a peer sends is trusted beyond
+//! these.
 
 use std::time::Duration;
 
 // === The data path ===
 
-/// A chunk: the unit of checksums. 1 MiB is a whole BLAKE3 subtree, so chunk values merge into the file's root.
+/// A chunk: the unit of checksums. 1 MiB is a whole BLAKE3 subtree, so chunk values merge into the
+/// file's root.
 pub const CHUNK_BYTES: usize = 1 << 20;
 /// The largest file.
 pub const FILE_BYTES_MAX: u64 = 1 << 44;
@@ -14,7 +16,8 @@ pub const UPLOAD_MESSAGE_BYTES_MAX: usize = CHUNK_BYTES + CHUNK_BYTES / 4;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Chunks between the network and the disk, on either end: enough to keep both busy.
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
-/// HTTP/2 frames. The receiver's setting decides; 16 KiB (the default) halves the speed of an upload.
+/// HTTP/2 frames. The receiver's setting decides; 16 KiB (the default) halves the speed of an
+/// upload.
 pub const HTTP2_FRAME_BYTES: u32 = 256 << 10;
 /// HTTP/2 window of a stream: rate over a long link is at most window / round trip.
 pub const HTTP2_STREAM_WINDOW_BYTES: u32 = 8 << 20;
@@ -43,9 +46,11 @@ pub const ALLOWED_ROOTS_MAX: usize = 64;
 
 // === Connections and sessions ===
 
-/// Connections that a server holds, if it may open as many files; the next ones wait in the listen queue.
+/// Connections that a server holds, if it may open as many files; the next ones wait in the listen
+/// queue.
 pub const CONNECTIONS_MAX: usize = 50_000;
-/// Of the files that a server may open, as many are kept for its disk as half of them, and at most this.
+/// Of the files that a server may open, as many are kept for its disk as half of them, and at most
+/// this.
 pub const FILES_RESERVED_MAX: usize = 2048;
 /// From accepting a connection to its first byte.
 pub const FIRST_BYTE_WAIT: Duration = Duration::from_secs(10);
@@ -59,7 +64,8 @@ pub const HEARTBEAT: Duration = Duration::from_secs(25);
 /// Shortest and longest `--heartbeat`.
 pub const HEARTBEAT_MIN: Duration = Duration::from_millis(200);
 pub const HEARTBEAT_MAX: Duration = Duration::from_secs(300);
-/// Without bytes from the server a client redials after 55 s, at a heartbeat of 25 s; it scales with it.
+/// Without bytes from the server a client redials after 55 s, at a heartbeat of 25 s; it scales
+/// with it.
 pub const SERVER_SILENCE_PERCENT: u32 = 220;
 /// Without bytes from a client it is STALE after 40 s …
 pub const CLIENT_STALE_PERCENT: u32 = 160;
@@ -90,18 +96,20 @@ pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Commands that a client takes at a time, by default and at most.
 pub const JOBS: u32 = 4;
 pub const JOBS_MAX: u32 = 64;
-/// Reports of ended attempts that a client keeps for the server; one for each command that was ever taken and not
-/// acknowledged.
+/// Reports of ended attempts that a client keeps for the server; one for each command that was ever
+/// taken and not acknowledged.
 pub const REPORTS_MAX: usize = 1024;
 /// Commands that a client remembers, so that a repeated one is not run again.
 pub const COMMANDS_REMEMBERED_MAX: usize = 4096;
 /// Pause between the reports that a client sends, well below `CLIENT_MESSAGES_PER_SECOND_MAX`.
 pub const REPORT_PAUSE: Duration = Duration::from_millis(20);
-/// Threads of a client that read files. More than `JOBS_MAX`, because a read that hangs outlives its attempt.
+/// Threads of a client that read files. More than `JOBS_MAX`, because a read that hangs outlives
+/// its attempt.
 pub const READERS_MAX: usize = 128;
 /// An Abort that the server does not answer is reported on `Connect` all the same.
 pub const ABORT_ANSWER_WAIT: Duration = Duration::from_secs(10);
-/// A source that grew is read twice; the last chunk is repeated this often meanwhile, as a sign of life.
+/// A source that grew is read twice; the last chunk is repeated this often meanwhile, as a sign of
+/// life.
 pub const REPEAT_CHUNK_EVERY: Duration = Duration::from_secs(15);
 /// `openat2` asks to be called again while directories are being renamed under it.
 pub const OPEN_TRIES_MAX: u32 = 64;
@@ -119,9 +127,11 @@ pub const OFFER_WAIT: Duration = Duration::from_secs(30);
 pub const BUSY_PAUSE: Duration = Duration::from_secs(5);
 /// An attempt that the server's disk ended is tried again after this.
 pub const DISK_PAUSE: Duration = Duration::from_secs(30);
-/// A transfer is not begun when less than this would be left on the disk, or less than a twentieth of it.
+/// A transfer is not begun when less than this would be left on the disk, or less than a twentieth
+/// of it.
 pub const DISK_FREE_MIN_BYTES: u64 = 1 << 30;
-/// When an upload is cut, the client's session has this long to end as well: then the client is lost.
+/// When an upload is cut, the client's session has this long to end as well: then the client is
+/// lost.
 pub const CUT_GRACE: Duration = Duration::from_secs(2);
 /// An upload whose payload makes no progress is ended.
 pub const UPLOAD_STALL: Duration = Duration::from_secs(60);
@@ -184,7 +194,8 @@ pub const PROGRESS_EVERY: Duration = Duration::from_millis(250);
 
 /// Messages that the operator's tool takes: a page of a list, or a chunk of a file.
 pub const OPERATOR_MESSAGE_BYTES_MAX: usize = 4 << 20;
-/// What the tool asks for at a time: a client is up to a control message, and a page of them fits a message.
+/// What the tool asks for at a time: a client is up to a control message, and a page of them fits a
+/// message.
 pub const OPERATOR_PAGE_SIZE: u32 = 50;
 /// The tool waits this long for an answer that is not a stream.
 pub const OPERATOR_CALL_WAIT: Duration = Duration::from_secs(30);

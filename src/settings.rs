@@ -1,5 +1,5 @@
-//! Where a setting comes from: its flag, its `FTS_` variable, its short variable, the TOML file, its default, in this
-//! order. Every problem is told at once, and none is passed over.
+//! Where a setting comes from: its flag, its `FTS_` variable, its short variable, the TOML file,
+//! its default, in this order. Every problem is told at once, and none is passed over.
 
 use std::{fmt, fs, path::Path, time::Duration};
 
@@ -7,6 +7,8 @@ use serde::de::DeserializeOwned;
 
 /// The largest TOML file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+/// So many problems of one file are told; nobody reads on.
+const FILE_PROBLEMS_MAX: usize = 32;
 
 /// What is wrong with the configuration: everything that was found, one problem each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,8 +42,10 @@ impl Picker {
         Self::default()
     }
 
-    /// Returns the first value that there is: `flag` (clap has already looked at the `FTS_` variable), the variable
-    /// `short`, or `file`. A value that does not parse is a problem that names its source.
+    /// Returns the first value that there is: `flag` (clap has already looked at the `FTS_`
+    /// variable), the variable `short`, or `file`. A value that does not parse is a problem that
+    /// names its source. Flag and `FTS_` variable have the same name, and only the value tells
+    /// which it was.
     pub fn pick<T>(
         &mut self,
         flag: (&str, Option<String>),
@@ -50,7 +54,7 @@ impl Picker {
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
         let (name, value) = flag;
-        let from_flag = value.map(|text| (format!("--{name}"), text));
+        let from_flag = value.map(|text| (flag_or_variable(name, &text, variable), text));
         let from_short = || Some((short?.to_owned(), std::env::var(short?).ok()?));
         let from_file =
             || file.map(|text| (format!("'{}' in the file", name.replace('-', "_")), text));
@@ -87,7 +91,22 @@ impl Picker {
     }
 }
 
-/// Reads the TOML file at `path`; nothing, if there is no path. Unknown keys are errors with their line.
+/// Returns what `text` was given as: `--name`, or the variable `FTS_NAME` if that has this value.
+fn flag_or_variable(name: &str, text: &str, variable: impl Fn(&str) -> Option<String>) -> String {
+    let its_variable = format!("FTS_{}", name.replace('-', "_").to_ascii_uppercase());
+    if variable(&its_variable).as_deref() == Some(text) {
+        its_variable
+    } else {
+        format!("--{name}")
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Reads the TOML file at `path`; nothing, if there is no path. Unknown keys are errors with their
+/// line.
 pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T, ConfigError> {
     let Some(path) = path else { return Ok(T::default()) };
     let name = path.display();
@@ -97,10 +116,55 @@ pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T
         return Err(problem(format!("{size} bytes is too large for a configuration")));
     }
     let text = fs::read_to_string(path).map_err(|err| problem(err.to_string()))?;
-    toml::from_str(&text).map_err(|err| {
-        let line = err.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        problem(format!("line {line}: {}", err.message()))
+    parse_toml(&text).map_err(|problems| {
+        let problems = problems.into_iter();
+        let named = problems.map(|(line, what)| format!("--config {name}: line {line}: {what}"));
+        ConfigError { problems: named.collect() }
     })
+}
+
+/// Parses `text`, or returns everything that is wrong with it, by line. The parser stops at the
+/// first error: so what is wrong is blanked out, and the rest is parsed again.
+fn parse_toml<T: DeserializeOwned>(text: &str) -> Result<T, Vec<(usize, String)>> {
+    let mut lines: Vec<&str> = text.split('\n').collect();
+    let mut problems: Vec<(usize, String)> = Vec::new();
+    while problems.len() < FILE_PROBLEMS_MAX {
+        let left = lines.join("\n");
+        let err = match toml::from_str(&left) {
+            Ok(value) if problems.is_empty() => return Ok(value),
+            Ok(_) => break,
+            Err(err) => err,
+        };
+        let span = err.span().unwrap_or(0..0);
+        let line_of = |at: usize| left[..left.floor_char_boundary(at)].matches('\n').count();
+        let (first, last) = (line_of(span.start), line_of(span.end.max(span.start)));
+        let is_toml = toml::from_str::<toml::Table>(&left).is_ok();
+        let is_told = problems.iter().any(|(line, _)| *line == first + 1);
+        // What is no TOML after a line was taken out of it may be no fault of the file.
+        if is_told || (!is_toml && !problems.is_empty()) {
+            break;
+        }
+        problems.push((first + 1, err.message().to_owned()));
+        if !is_toml {
+            break;
+        }
+        blank(&mut lines, first, last);
+    }
+    problems.sort();
+    Err(problems)
+}
+
+/// Empties the lines from `first` to `last`; with the head of a table, the table.
+fn blank(lines: &mut [&str], first: usize, last: usize) {
+    let is_head = |line: &str| line.trim_start().starts_with('[');
+    let mut end = last + 1;
+    if is_head(lines[first]) {
+        while lines.get(end).is_some_and(|line| !is_head(line)) {
+            end += 1;
+        }
+    }
+    let end = end.min(lines.len());
+    lines[first..end].fill("");
 }
 
 /// Parses a size in bytes: `1048576`, `100MB`, `1GiB`.
@@ -133,9 +197,35 @@ mod tests {
 
     #[derive(Debug, Default, Deserialize)]
     #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
     struct File {
-        #[allow(dead_code)]
         listen: Option<String>,
+        port: Option<u16>,
+        allow: Option<Vec<String>>,
+    }
+
+    #[test]
+    fn every_problem_of_the_file_is_told_with_its_line() {
+        let lines = |text: &str| {
+            let problems = parse_toml::<File>(text).expect_err("refused");
+            problems.into_iter().map(|(line, _)| line).collect::<Vec<_>>()
+        };
+        assert_eq!(lines("lisen = 1\nlisten = 2\nport = 70000\nallow = \"x\"\n"), [1, 2, 3, 4]);
+        assert_eq!(lines("allow = [\n  \"a\",\n  1,\n]\nport = \"x\"\n"), [3, 5]);
+        assert_eq!(lines("port = \"x\"\n[tls]\nkey = 1\n[more]\n"), [1, 2, 4]);
+        assert_eq!(lines("\"é\" = 1\nlisten = \"é\"\nport = 'é'"), [1, 3]);
+        // No line is wrong by itself: the syntax is told, and nothing that may follow from it.
+        assert_eq!(lines("lisen = 1\nlisten = \n"), [2]);
+        assert_eq!(lines("foo = [\n1\n]\n"), [1]);
+        assert_eq!(lines(&"x = [".repeat(9)).len(), 1);
+    }
+
+    #[test]
+    fn a_bad_value_names_the_variable_that_it_came_from() {
+        let variable = |name: &str| (name == "FTS_LOG_FORMAT").then(|| "xml".to_owned());
+        assert_eq!(flag_or_variable("log-format", "xml", variable), "FTS_LOG_FORMAT");
+        assert_eq!(flag_or_variable("log-format", "yml", variable), "--log-format");
+        assert_eq!(flag_or_variable("server", "xml", variable), "--server");
     }
 
     #[test]

@@ -92,7 +92,7 @@ async fn a_clone_takes_over_once_and_the_older_one_stays_away() {
     server.online("client-1").await;
 
     let _second = site.client("state-2", "2.log");
-    first.logged("share");
+    first.logged("share this client id");
 
     // The older one stays away, so the epoch does not grow any more.
     let epoch = server.online("client-1").await.session_epoch;

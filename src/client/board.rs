@@ -35,7 +35,7 @@ struct Now {
     session: Option<SessionEpoch>,
     since: SystemTime,
     last_server_contact: Option<SystemTime>,
-    last_error: Option<String>,
+    last_error: Option<(String, SystemTime)>,
     transfers: Vec<Arc<Progress>>,
 }
 
@@ -47,6 +47,7 @@ pub(super) struct Page {
     session: Session,
     last_server_contact: Option<String>,
     last_error: Option<String>,
+    last_error_time: Option<String>,
     transfers: Vec<Transfer>,
 }
 
@@ -87,11 +88,11 @@ impl Board {
     }
 
     pub(super) fn disconnected(&self, why: &str) {
-        let mut now = self.lock();
+        let (mut now, at) = (self.lock(), SystemTime::now());
         if now.session.take().is_some() {
-            now.since = SystemTime::now();
+            now.since = at;
         }
-        now.last_error = Some(why.to_owned());
+        now.last_error = Some((why.to_owned(), at));
     }
 
     pub(super) fn heard(&self) {
@@ -120,7 +121,8 @@ impl Board {
                 since: time(now.since),
             },
             last_server_contact: now.last_server_contact.map(time),
-            last_error: now.last_error.clone(),
+            last_error: now.last_error.as_ref().map(|(why, _)| why.clone()),
+            last_error_time: now.last_error.as_ref().map(|(_, at)| time(*at)),
             transfers: transfers.collect(),
         }
     }

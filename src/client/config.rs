@@ -65,7 +65,7 @@ impl GenerateFile {
     /// Returns path and size of the file to make.
     pub fn resolve(self) -> Result<(PathBuf, u64), ConfigError> {
         let mut picker = Picker::new();
-        let size = picker.pick(("size", Some(self.size)), None, None, settings::size);
+        let size = picker.pick(("size", Some(self.size)), None, None, size_of_file);
         let path = self.path.or_else(|| Some(Surroundings::of_process().home?.join(DEMO_FILE)));
         if path.is_none() {
             picker.problem("HOME is not set: name a --path");
@@ -235,6 +235,14 @@ impl Flags {
     }
 }
 
+fn size_of_file(text: &str) -> Result<u64, String> {
+    let size = settings::size(text)?;
+    if size > limits::FILE_BYTES_MAX {
+        return Err(format!("the largest file has {} bytes", limits::FILE_BYTES_MAX));
+    }
+    Ok(size)
+}
+
 fn id(text: &str) -> Result<ClientId, String> {
     text.parse().map_err(|err: crate::ids::IdError| err.to_string())
 }
@@ -333,8 +341,8 @@ fn root(text: &str) -> Result<RemotePath, String> {
 fn demo_file(picker: &mut Picker, server: &ServerUrl, around: &Surroundings) -> Option<Shared> {
     if !server.is_loopback() {
         picker.problem(format!(
-            "{server} is not on this machine: say what it may read, with --allow DIR (or \
-             FTS_ALLOW, or 'allow' in the file)"
+            "the server {server} is not on this machine: say which files of this one it may ask \
+             for, with --allow DIR (or FTS_ALLOW, or 'allow' in the file)"
         ));
         return None;
     }
@@ -399,6 +407,14 @@ mod tests {
         let config = remote().resolve(&around()).expect("valid");
         assert_eq!(config.id.as_str(), "web_1.lan");
         assert_eq!(config.shared, Shared::Roots(vec!["/srv".parse().expect("a path")]));
+    }
+
+    #[test]
+    fn no_demo_file_is_larger_than_the_largest_file() {
+        let wish = |size: &str| GenerateFile { size: size.to_owned(), path: Some("/x".into()) };
+        let problems = wish("99999999TB").resolve().expect_err("refused").problems;
+        assert!(problems[0].starts_with("--size"), "{problems:?}");
+        assert!(wish("16TiB").resolve().is_ok());
     }
 
     #[test]

@@ -86,12 +86,25 @@ fn write_aside<T>(
     let name = format!(".{}.{:016x}.tmp", name.to_string_lossy(), fastrand::u64(..));
     let temp = path.with_file_name(name);
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temp)?;
-    let published = write_lines(file, size).and_then(|()| publish(&temp));
+    let has_room = check_room(&file, size);
+    let published = has_room.and_then(|()| write_lines(file, size)).and_then(|()| publish(&temp));
     if published.is_err() {
         // The first error is the one to tell.
         let _ = fs::remove_file(&temp);
     }
     published
+}
+
+/// Refuses what does not fit beside everything else on the file system of `file`: a disk that is
+/// full harms others.
+fn check_room(file: &File, size: u64) -> io::Result<()> {
+    let system = rustix::fs::fstatvfs(file)?;
+    let free = system.f_bavail.saturating_mul(system.f_frsize);
+    if size <= free {
+        return Ok(());
+    }
+    let text = format!("{size} bytes do not fit: {free} are free on its disk");
+    Err(io::Error::new(io::ErrorKind::StorageFull, text))
 }
 
 /// The same size gives the same bytes, so that a checksum seen once can be compared.
@@ -154,6 +167,20 @@ mod tests {
         assert_eq!(make_once(&path, 10).expect("looked"), Made::AlreadyThere);
         assert!(make(&path, 10).is_err());
         assert_eq!(fs::read_to_string(&path).expect("text"), "mine");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_before_it_is_written() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("f");
+        // Looked at alone first: a test that fails must not fill a disk.
+        let file = File::create(dir.path().join("probe")).expect("created");
+        let err = check_room(&file, u64::MAX).expect_err("too large");
+        assert_eq!(err.kind(), io::ErrorKind::StorageFull);
+        fs::remove_file(dir.path().join("probe")).expect("removed");
+        let err = make(&path, u64::MAX).expect_err("too large");
+        assert!(err.to_string().contains("do not fit"), "{err}");
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 0);
     }
 
     #[test]

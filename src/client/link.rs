@@ -41,8 +41,9 @@ impl Link {
             if self.shutdown.draining().is_cancelled() {
                 break;
             }
-            self.tell(&end);
-            self.pause(pause_after(&end, &mut backoff)).await;
+            let pause = pause_after(&end, &mut backoff);
+            self.tell(&end, pause);
+            self.pause(pause).await;
         }
         self.drain().await;
     }
@@ -74,13 +75,16 @@ impl Link {
         }
     }
 
-    fn tell(&self, end: &End) {
+    /// Tells how the session ended; `pause` is how long it stays away.
+    fn tell(&self, end: &End, pause: Duration) {
         let text = end.to_string();
         self.board.disconnected(&text);
         match end {
             End::Superseded { host_name, address, .. } => tracing::error!(
                 client_id = %self.hello.client, ?host_name, ?address,
-                "two machines share this client id: the other one has taken over"
+                again_in_seconds = pause.as_secs(),
+                "two machines share this client id: the other one has taken over; trying again \
+                 after a while"
             ),
             End::Drained { .. } | End::Left => tracing::info!(reason = text, "disconnected"),
             End::Refused(_) | End::Lost(_) | End::Silent(_) => {
@@ -123,9 +127,13 @@ fn pause_after(end: &End, backoff: &mut Backoff) -> Duration {
             // No hint keeps a client away for longer than this, jitter included.
             (least + least.mul_f64(fastrand::f64())).min(limits::RECONNECT_HINT_MAX).max(least)
         }
-        // The hint by itself could be zero, again and again.
+        // A planned restart is no failure: the server knows when it is back, and what failed
+        // before it no longer counts.
         End::Drained { reconnect_after } => {
-            *reconnect_after + reconnect_after.mul_f64(fastrand::f64()) + backoff.next_pause()
+            backoff.reset();
+            // The hint could be zero, again and again.
+            let least = (*reconnect_after).max(limits::DIAL_PAUSE_MIN);
+            least + least.mul_f64(fastrand::f64())
         }
         End::Refused(_) | End::Lost(_) | End::Silent(_) | End::Left => backoff.next_pause(),
     }
@@ -207,8 +215,26 @@ mod tests {
         let _again = server.session().await;
         let away = begun.elapsed();
         assert!(away >= Duration::from_secs(20), "{away:?}");
-        assert!(away <= Duration::from_secs(42), "{away:?}");
+        assert!(away <= Duration::from_secs(41), "{away:?}");
         client.stop().await;
+    }
+
+    #[test]
+    fn a_planned_restart_is_not_a_failure() {
+        let mut backoff = Backoff::new(limits::DIAL_PAUSE_MIN, limits::DIAL_PAUSE_MAX);
+        for _ in 0..20 {
+            for _ in 0..10 {
+                pause_after(&End::Refused(String::new()), &mut backoff);
+            }
+            let reconnect_after = Duration::from_secs(20);
+            let pause = pause_after(&End::Drained { reconnect_after }, &mut backoff);
+            assert!(pause >= reconnect_after && pause <= reconnect_after * 2, "{pause:?}");
+            let next = pause_after(&End::Refused(String::new()), &mut backoff);
+            assert!(next <= limits::DIAL_PAUSE_MIN, "{next:?}");
+            let zero = End::Drained { reconnect_after: Duration::ZERO };
+            let pause = pause_after(&zero, &mut backoff);
+            assert!(pause >= limits::DIAL_PAUSE_MIN, "{pause:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -108,10 +108,9 @@ impl Session {
         hello: Hello,
         board: &Arc<Board>,
     ) -> Result<Self, End> {
-        let channel = dialer
-            .control()
-            .await
-            .map_err(|err| End::Refused(format!("cannot connect{}", causes(&err))))?;
+        let channel = dialer.control().await.map_err(|err| {
+            End::Refused(format!("cannot connect{}", causes(&err, "cannot connect")))
+        })?;
         let mut client = FileTransferClient::new(channel)
             .max_encoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX)
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);

@@ -15,7 +15,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{config::Shared, policy::Policy, state_dir::StateDir};
+use super::{config::Shared, policy::Policy, state_dir::StateDir, upload::log_path};
 use crate::{
     ids::{IdError, RemotePath},
     limits,
@@ -32,6 +32,8 @@ pub(super) enum SourceError {
     NoDefault,
     #[error("no such file")]
     NotFound,
+    #[error("the client has no default file: there is none at {0}")]
+    DefaultMissing(String),
     #[error("the client, which runs as user {user}, may not read it")]
     Unreadable { user: String },
     #[error("it is {0}, not a regular file")]
@@ -61,7 +63,9 @@ impl SourceError {
     pub(super) fn reason(&self) -> FailReason {
         match self {
             Self::Denied(_) => FailReason::DeniedByPolicy,
-            Self::NoDefault | Self::NotFound => FailReason::SourceNotFound,
+            Self::NoDefault | Self::NotFound | Self::DefaultMissing(_) => {
+                FailReason::SourceNotFound
+            }
             Self::Unreadable { .. } | Self::NoOpenat2 => FailReason::SourceUnreadable,
             Self::NotRegular(_) => FailReason::SourceNotRegular,
             Self::Io(_) => FailReason::Io,
@@ -136,8 +140,8 @@ impl Source {
     pub(super) fn hold_roots(&self) {
         for (index, root) in self.roots().iter().enumerate() {
             if let Err(err) = self.root(index) {
-                let root = root.as_str();
-                tracing::warn!(?root, error = %err, "cannot open what --allow names, for now");
+                let root = log_path(root.as_str());
+                tracing::warn!(%root, error = %err, "cannot open what --allow names, for now");
             }
         }
     }
@@ -148,7 +152,18 @@ impl Source {
         path: &Result<Option<RemotePath>, IdError>,
     ) -> Result<OpenFile, SourceError> {
         let path = path.as_ref().map_err(|_| SourceError::Denied(Denied::NoPath))?;
-        let path = path.as_ref().or(self.default_file.as_ref()).ok_or(SourceError::NoDefault)?;
+        if let Some(path) = path {
+            return self.open_path(path);
+        }
+        let path = self.default_file.as_ref().ok_or(SourceError::NoDefault)?;
+        self.open_path(path).map_err(|err| match err {
+            // Its maker has logged why it could not be made.
+            SourceError::NotFound => SourceError::DefaultMissing(path.as_str().to_owned()),
+            err => err,
+        })
+    }
+
+    fn open_path(&self, path: &RemotePath) -> Result<OpenFile, SourceError> {
         let allowed = self.policy.find(path).ok_or(SourceError::Denied(Denied::Outside))?;
         let fd = match self.root(allowed.root)? {
             Root::Dir(dir) => {
@@ -375,6 +390,20 @@ mod tests {
             Err(SourceError::Denied(why)) => why,
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_default_file_that_is_not_there_is_told_as_such() {
+        let place = Place::new();
+        let path = remote(&place.path("demo"));
+        let shared = Shared::DemoFile { path: path.clone(), size: 1 };
+        let source = Source::new(&shared, place.state_dir.clone());
+        let err = source.open(&Ok(None)).expect_err("not there");
+        assert!(err.to_string().contains("no default file"), "{err}");
+        assert_eq!(err.reason(), FailReason::SourceNotFound);
+        assert!(matches!(source.open(&Ok(Some(path))), Err(SourceError::NotFound)));
+        fs::write(place.path("demo"), "x").expect("written");
+        assert!(source.open(&Ok(None)).is_ok());
     }
 
     #[test]

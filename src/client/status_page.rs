@@ -271,6 +271,17 @@ mod tests {
     }
 
     #[test]
+    fn an_error_is_told_with_its_time() {
+        let board = board();
+        let page = || serde_json::to_value(board.page()).expect("JSON");
+        assert!(page()["last_error_time"].is_null());
+        board.disconnected("gone");
+        assert_eq!(page()["last_error"], "gone");
+        let at = page()["last_error_time"].as_str().map(humantime::parse_rfc3339);
+        assert!(matches!(at, Some(Ok(_))), "{at:?}");
+    }
+
+    #[test]
     fn a_chosen_port_that_is_busy_is_an_error() {
         let busy = TcpListener::bind("127.0.0.1:0").expect("bound");
         let port = busy.local_addr().expect("an address").port();

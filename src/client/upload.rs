@@ -107,19 +107,19 @@ impl Uploader {
             ended = work => ended,
         };
         let report = Report { attempt, outcome, detail: bounded(detail, limits::DETAIL_BYTES_MAX) };
-        let (path, epoch) = (progress.path.as_str(), attempt.epoch.0);
+        let (path, epoch) = (log_path(&progress.path), attempt.epoch.0);
         let (sent, detail) = (progress.sent.load(Ordering::Relaxed), report.detail.as_str());
         match outcome {
             Outcome::Delivered => {
                 let blake3 = progress.digest.get().map(tracing::field::display);
-                tracing::info!(epoch, ?path, sent, blake3, "delivered");
+                tracing::info!(epoch, %path, sent, blake3, "delivered");
             }
-            Outcome::Stopped => tracing::info!(epoch, ?path, sent, "stopped"),
+            Outcome::Stopped => tracing::info!(epoch, %path, sent, "stopped"),
             Outcome::Broken => {
-                tracing::warn!(epoch, ?path, sent, detail, "broke; the server decides");
+                tracing::warn!(epoch, %path, sent, detail, "broke; the server decides");
             }
             Outcome::Failed(reason) => {
-                tracing::warn!(epoch, ?path, sent, ?reason, detail, "not delivered");
+                tracing::warn!(epoch, %path, sent, ?reason, detail, "not delivered");
             }
         }
         report
@@ -292,39 +292,50 @@ pub(super) fn status_text(status: &Status) -> String {
         write!(text, ": {:?}", bounded(status.message().to_owned(), limits::DETAIL_BYTES_MAX))
             .expect("a string takes text");
     }
-    text + &causes(status)
+    text + &causes(status, status.message())
 }
 
-/// Returns what is beneath an error.
-pub(super) fn causes(err: &dyn Error) -> String {
+/// Returns what is beneath an error. Many an error says what the next one says: that is told once,
+/// and what was `said` is not told again.
+pub(super) fn causes(err: &dyn Error, said: &str) -> String {
     let mut text = String::new();
+    let mut last = said.to_owned();
     let mut next = err.source();
     while let Some(err) = next {
         let each = bounded(err.to_string(), limits::DETAIL_BYTES_MAX);
-        write!(text, ": {}", each.escape_debug()).expect("a string takes text");
+        if each != last {
+            write!(text, ": {}", each.escape_debug()).expect("a string takes text");
+            last = each;
+        }
         next = err.source();
     }
     text
 }
 
+/// Returns a path as a log shows it: what could break a line is escaped.
+pub(super) fn log_path(path: &str) -> String {
+    if path.is_empty() { "(default file)".to_owned() } else { path.escape_debug().to_string() }
+}
+
 /// Only this log names what would do: the server learns nothing about what is outside.
 fn log_denied(command: &Command, why: Denied) {
     let path = command.path.as_ref().ok().and_then(Option::as_ref);
-    let path = path.map(crate::ids::RemotePath::as_str).unwrap_or_default();
+    let asked = path.map(crate::ids::RemotePath::as_str).unwrap_or_default();
+    let path = log_path(asked);
     match why {
         Denied::Outside => {
-            let parent = path.trim_end_matches('/').rsplit_once('/').map_or("/", |(up, _)| up);
+            let parent = asked.trim_end_matches('/').rsplit_once('/').map_or("/", |(up, _)| up);
             let parent = if parent.is_empty() { "/" } else { parent };
-            tracing::warn!(?path, "the policy does not allow it; `--allow {parent:?}` would");
+            tracing::warn!(%path, "the policy does not allow it; `--allow {parent:?}` would");
         }
         Denied::LeadsOut => {
             tracing::warn!(
-                ?path,
+                %path,
                 "a link on the way leads out of what is allowed; allow its target"
             );
         }
-        Denied::KernelFiles => tracing::warn!(?path, "files of the kernel are never delivered"),
-        Denied::OwnState => tracing::warn!(?path, "the client's own files are never delivered"),
+        Denied::KernelFiles => tracing::warn!(%path, "files of the kernel are never delivered"),
+        Denied::OwnState => tracing::warn!(%path, "the client's own files are never delivered"),
         Denied::NoPath => tracing::warn!("the server sent what is no absolute path without '..'"),
     }
 }
@@ -345,7 +356,23 @@ mod tests {
         },
     };
 
-    /// More than the windows and buffers of a stream hold: an upload that nobody reads cannot finish.
+    #[test]
+    fn a_cause_is_told_once_and_a_path_as_it_is() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("{0}")]
+        struct Layer(&'static str, #[source] Option<Box<Self>>);
+        let layer = |text, beneath| Some(Box::new(Layer(text, beneath)));
+        let err = Layer("top", layer("refused", layer("refused", layer("deep\n", None))));
+        assert_eq!(causes(&err, "top"), ": refused: deep\\n");
+        assert_eq!(causes(&err, "refused"), ": deep\\n");
+
+        assert_eq!(log_path("/var/log/a b"), "/var/log/a b");
+        assert_eq!(log_path("/a\nb"), "/a\\nb");
+        assert_eq!(log_path(""), "(default file)");
+    }
+
+    /// More than the windows and buffers of a stream hold: an upload that nobody reads cannot
+    /// finish.
     const SIZE: usize = 16 * limits::CHUNK_BYTES + 5;
 
     fn data() -> Vec<u8> {

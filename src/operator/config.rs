@@ -27,7 +27,7 @@ const SERVER_DEFAULT: &str = "http://localhost:3000";
 /// Exit codes: 0 done, 1 failed, 2 usage, 69 server unreachable, 75 still waiting (--timeout), 77
 /// not permitted, 78 bad configuration, 130 interrupted.
 #[derive(Debug, Parser)]
-#[command(name = "fts", version, disable_help_subcommand = true)]
+#[command(name = "fts", version)]
 pub struct Args {
     #[command(flatten)]
     global: Global,
@@ -61,11 +61,15 @@ pub enum Command {
     /// List the clients
     Clients,
     /// Show one client
-    Client { id: ClientId },
+    Client {
+        /// Name of the client, as `fts clients` lists it
+        id: ClientId,
+    },
     /// Pull a file from a client to the server, and follow it until it is there
     Pull {
+        /// Name of the client, as `fts clients` lists it
         client: ClientId,
-        /// Absolute; the client's default file without it
+        /// The file on the client, an absolute path [default: the client's default file]
         path: Option<RemotePath>,
         #[command(flatten)]
         ask: AskArgs,
@@ -86,6 +90,7 @@ pub enum Command {
     },
     /// Copy a file here that a transfer has already brought to the server
     Get {
+        /// Id of the transfer, as `fts transfers` lists it
         id: TransferId,
         /// A file, or - for standard output
         local: PathBuf,
@@ -94,6 +99,7 @@ pub enum Command {
     },
     /// List transfers, newest first
     Transfers {
+        /// Only those of this client
         #[arg(long, env = "FTS_CLIENT")]
         client: Option<ClientId>,
         /// queued, offered, receiving, verifying, interrupted, complete, failed or cancelled
@@ -104,9 +110,13 @@ pub enum Command {
         limit: u64,
     },
     /// Show one transfer
-    Show { id: TransferId },
+    Show {
+        /// Id of the transfer, as `fts transfers` lists it
+        id: TransferId,
+    },
     /// Follow one transfer until it ends, or all of them
     Watch {
+        /// Id of the transfer, as `fts transfers` lists it [default: all transfers]
         id: Option<TransferId>,
         /// Without an id: only those of this client
         #[arg(long, env = "FTS_CLIENT")]
@@ -116,15 +126,30 @@ pub enum Command {
         timeout: Option<String>,
     },
     /// End a transfer
-    Cancel { id: TransferId },
+    Cancel {
+        /// Id of the transfer, as `fts transfers` lists it
+        id: TransferId,
+    },
     /// Put a failed or cancelled transfer back into the queue
-    Retry { id: TransferId },
+    Retry {
+        /// Id of the transfer, as `fts transfers` lists it
+        id: TransferId,
+    },
     /// Stop a transfer until it is resumed
-    Pause { id: TransferId },
+    Pause {
+        /// Id of the transfer, as `fts transfers` lists it
+        id: TransferId,
+    },
     /// Let a paused transfer go on
-    Resume { id: TransferId },
+    Resume {
+        /// Id of the transfer, as `fts transfers` lists it
+        id: TransferId,
+    },
     /// Remove the bytes of an ended transfer from the server; its record stays
-    Rm { id: TransferId },
+    Rm {
+        /// Id of the transfer, as `fts transfers` lists it
+        id: TransferId,
+    },
 }
 
 /// How a file is asked for.
@@ -357,6 +382,19 @@ mod tests {
     fn the_command_line_is_well_formed() {
         use clap::CommandFactory as _;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn help_is_given_for_every_command_and_describes_every_argument() {
+        use clap::CommandFactory as _;
+        let err = Args::try_parse_from(["fts", "help", "pull"]).expect_err("help");
+        assert_eq!(err.kind(), clap::error::ErrorKind::DisplayHelp);
+        for command in Args::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let (name, of) = (argument.get_id(), command.get_name());
+                assert!(argument.get_help().is_some(), "{name} of {of}");
+            }
+        }
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::{
     chunk::crc32c,
     ids::{Digest, RemotePath, TransferId},
     limits,
+    status::Reason,
     wire::proto::{ReadFileRequest, ReadFileResponse, State, Transfer},
 };
 
@@ -112,6 +113,7 @@ async fn fetch(
     reporter.clear();
     let saved = copied.map_err(|err| match err {
         Error::OutputClosed => err,
+        _ if matches!(err.reason(), Some(Reason::ContentLost | Reason::NoContent)) => err,
         _ => err.and(&format!("the bytes stay on the server: `fts get {id} FILE` copies them")),
     })?;
     match (saved, context.output.form) {
@@ -335,7 +337,7 @@ mod tests {
     use super::*;
     use crate::{
         operator::fake::{self, Fake, ID, Ran, Say, Script, piece, transfer},
-        status::{self, Reason},
+        status,
         wire::proto::FailReason,
     };
 
@@ -533,6 +535,42 @@ mod tests {
             let ran = fake.run(&["get", ID, "-"]).await;
             assert_eq!((ran.code, ran.stdout.len()), (1, 0));
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_from_the_servers_disk_is_not_asked_for_again() {
+        let dir = dir();
+        let gone = vec![vec![Say::Fail(status::status(Reason::ContentLost, "no such file"))]];
+        let fake = Fake::start(script(b"x", gone)).await;
+        let ran = cp(&fake, &dir, &[]).await;
+        assert_eq!((ran.code, names(&dir).len()), (1, 0));
+        assert!(ran.stderr.contains("gone from the server's disk"), "{}", ran.stderr);
+        assert!(!ran.stderr.contains("stay on the server"), "{}", ran.stderr);
+        assert_eq!(fake.script().asked_reads.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn the_same_trouble_is_told_once_and_the_end_as_well() {
+        let (data, dir) = (bytes(10), dir());
+        let reset = || vec![Say::Fail(Status::unavailable("reset"))];
+        let half = vec![item(&data, 0, 5), Say::Fail(Status::unavailable("reset"))];
+        let reads = vec![half, reset(), reset(), vec![item(&data, 5, 5)]];
+        let fake = Fake::start(script(&data, reads)).await;
+        let ran = cp(&fake, &dir, &[]).await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert_eq!(ran.stderr.matches("trying again").count(), 1, "{}", ran.stderr);
+        let last = ran.stderr.lines().last().expect("a line");
+        assert!(last.starts_with("copying: 100%"), "{}", ran.stderr);
+    }
+
+    #[tokio::test]
+    async fn the_last_line_of_a_copy_is_that_it_is_all_there() {
+        let (data, dir) = (bytes(10), dir());
+        let fake =
+            Fake::start(script(&data, vec![vec![item(&data, 0, 5), item(&data, 5, 5)]])).await;
+        let ran = cp(&fake, &dir, &[]).await;
+        let last = ran.stderr.lines().last().expect("a line");
+        assert!(last.starts_with("copying: 100%"), "{}", ran.stderr);
     }
 
     #[tokio::test]

@@ -143,6 +143,10 @@ fn with_hint(reason: Reason, text: String) -> String {
     match reason {
         Reason::UnknownClient => format!("{text}\n`fts clients` lists those that are known"),
         Reason::UnknownTransfer => format!("{text}\n`fts transfers` lists those that are known"),
+        Reason::ContentLost => format!(
+            "{text}\nthe landed file is gone from the server's disk: pull it again, under a new \
+             request id"
+        ),
         Reason::RequestIdConflict => {
             format!("{text}\nanother request needs another --request-id, or none")
         }

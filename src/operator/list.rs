@@ -137,7 +137,6 @@ pub(super) async fn transfers(
 }
 
 fn transfer_row(transfer: &Transfer) -> [String; 7] {
-    let state = view::state(transfer.state);
     let why = match (&transfer.waiting, &transfer.failure) {
         (Some(waiting), _) => Some(view::waiting_reason(waiting.reason)),
         (None, Some(failure)) if transfer.state() == State::Failed => {
@@ -145,10 +144,16 @@ fn transfer_row(transfer: &Transfer) -> [String; 7] {
         }
         _ => None,
     };
+    let gone = transfer.content_deleted.then(|| "deleted".to_owned());
+    let notes: Vec<String> = why.into_iter().chain(gone).collect();
+    let mut state = view::state(transfer.state);
+    if !notes.is_empty() {
+        state = format!("{state} ({})", notes.join(", "));
+    }
     [
         transfer.id.clone(),
         transfer.client_id.clone(),
-        why.map_or_else(|| state.clone(), |why| format!("{state} ({why})")),
+        state,
         transfer.size.map_or_else(|| "-".to_owned(), words::bytes),
         words::bytes(transfer.bytes_done),
         words::ago_or_dash(transfer.create_time.as_ref()),
@@ -310,6 +315,14 @@ mod tests {
         let ran = fake.run(&["client", "web-2"]).await;
         assert_eq!(ran.code, 1);
         assert!(ran.stderr.contains("fts clients"), "{}", ran.stderr);
+    }
+
+    #[tokio::test]
+    async fn a_transfer_without_its_bytes_is_marked() {
+        let deleted = Transfer { content_deleted: true, ..fake::complete(b"x") };
+        let fake = Fake::start(Script { transfers: vec![deleted], ..Script::default() }).await;
+        let ran = fake.run(&["transfers"]).await;
+        assert!(ran.out().contains("COMPLETE (deleted)"), "{}", ran.out());
     }
 
     #[tokio::test]

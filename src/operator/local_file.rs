@@ -9,13 +9,11 @@ use std::{
         fs::{OpenOptionsExt as _, PermissionsExt as _},
     },
     path::{Path, PathBuf},
-    sync::OnceLock,
 };
 
 use rustix::{
-    fs::{Access, CWD, Mode, RenameFlags, access, renameat_with},
+    fs::{Access, CWD, RenameFlags, access, renameat_with},
     io::Errno,
-    process::umask,
 };
 use uuid::Uuid;
 
@@ -35,7 +33,13 @@ impl Target {
     /// a peer.
     pub(super) fn plan(local: &Path, name: Option<&str>, force: bool) -> Result<Self, Error> {
         let path = if local.is_dir() {
-            let usage = || Error::Usage(format!("{} is a directory: name a file", local.display()));
+            let usage = || {
+                Error::Usage(format!(
+                    "{} is a directory, and nothing here says what the file shall be called in \
+                     it: name a file",
+                    local.display()
+                ))
+            };
             local.join(name.ok_or_else(usage)?)
         } else if local.as_os_str().as_bytes().ends_with(b"/") {
             return Err(Error::Usage(format!("{} is not a directory", local.display())));
@@ -94,13 +98,13 @@ impl Partial {
         written.map_err(|err| failed("cannot write", &self.target.path, &err))
     }
 
-    /// Gives the whole file its name, on stable storage.
+    /// Gives the whole file its name, on stable storage. It stays private: who may read it at its
+    /// source is not known here, and perhaps only root may.
     pub(super) fn publish(mut self) -> Result<PathBuf, Error> {
         let temp = self.temp.as_ref().expect("it is published once");
-        let mode = 0o666 & !umask_of_process();
         let Target { path, dir, may_replace } = &self.target;
         self.file
-            .set_permissions(fs::Permissions::from_mode(mode))
+            .set_permissions(fs::Permissions::from_mode(0o600))
             .and_then(|()| self.file.sync_all())
             .and_then(
                 |()| if *may_replace { fs::rename(temp, path) } else { rename_new(temp, path) },
@@ -136,17 +140,6 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// The system tells it only to who sets it: so it is set, for a moment, to what harms nobody, and
-/// only once.
-fn umask_of_process() -> u32 {
-    static UMASK: OnceLock<u32> = OnceLock::new();
-    *UMASK.get_or_init(|| {
-        let mask = umask(Mode::from_raw_mode(0o077));
-        umask(mask);
-        mask.as_raw_mode()
-    })
-}
-
 fn failed(what: &str, path: &Path, err: &io::Error) -> Error {
     Error::Failed(format!("{what} {}: {err}", path.display()))
 }
@@ -171,6 +164,20 @@ mod tests {
         let path = partial.publish().expect("published");
         assert_eq!(fs::read(path).expect("read"), b"whole");
         assert_eq!(names(dir.path()), ["a.log"]);
+    }
+
+    #[test]
+    fn a_whole_file_is_private_also_in_place_of_a_public_one() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x");
+        fs::write(&path, "old").expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("set");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        for path in [path, dir.path().join("new")] {
+            let partial = Target::plan(&path, None, true).expect("free").create().expect("made");
+            let path = partial.publish().expect("published");
+            assert_eq!(mode(&path), 0o600, "{}", path.display());
+        }
     }
 
     #[test]

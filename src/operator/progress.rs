@@ -62,7 +62,10 @@ impl<'a> Reporter<'a> {
     ) -> Result<(), Error> {
         let is_moving = transfer.state() == State::Receiving;
         match &self.form {
-            Shown::Events => return self.output.json(&EventView::new(event, transfer)).await,
+            Shown::Events => {
+                self.last = None;
+                return self.output.json(&EventView::new(event, transfer)).await;
+            }
             Shown::Bar(bar) => {
                 let size = transfer.size.filter(|_| is_moving);
                 draw(bar, transfer.bytes_done, size, &words::standing(transfer, last_seen));
@@ -81,19 +84,20 @@ impl<'a> Reporter<'a> {
         let copy = Transfer { bytes_done: done, size: Some(size), rate, ..Default::default() };
         let text = format!("copying: {}", words::progress(&copy));
         match &self.form {
-            Shown::Events => {}
+            Shown::Events => self.last = None,
             Shown::Bar(bar) => draw(bar, done, Some(size), &text),
-            Shown::Lines => self.tell(text, true).await,
+            // The end is told, however soon it comes after the line before.
+            Shown::Lines => self.tell(text, done < size).await,
         }
         self.was_moving = true;
     }
 
-    /// Tells that the server is away.
+    /// Tells that the server is away; again and again the same is told once.
     pub(super) async fn lost(&mut self, why: &str) {
         let text = format!("{why}; trying again");
         match &self.form {
             Shown::Bar(bar) => bar.set_message(clean(&text)),
-            Shown::Lines | Shown::Events => self.output.note(&text).await,
+            Shown::Lines | Shown::Events => self.tell(text, false).await,
         }
         self.was_moving = false;
     }

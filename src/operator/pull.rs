@@ -90,13 +90,17 @@ pub(super) async fn trigger(
 /// Asks until there is an answer.
 async fn insist(context: &Context, request: TriggerDownloadRequest) -> Result<Transfer, Error> {
     let mut patience = Patience::new(&context.timing, context.timing.ask_wait);
+    let mut told = String::new();
     loop {
         patience.pause().await;
         match context.connection.trigger(request.clone()).await {
             Ok(transfer) => return Ok(transfer),
             Err(err) => {
                 let why = patience.failed(err)?;
-                context.output.note(&format!("{why}; trying again")).await;
+                if why != told {
+                    context.output.note(&format!("{why}; trying again")).await;
+                    told = why;
+                }
             }
         }
     }
@@ -259,6 +263,30 @@ mod tests {
         assert!(first == second && second == third);
         assert_eq!(first.consistency(), Consistency::Strict);
         assert_eq!(first.deadline.map(|d| d.seconds), Some(3600));
+    }
+
+    #[tokio::test]
+    async fn the_same_trouble_is_told_once() {
+        let mut script = script(vec![fake::complete(b"x")]);
+        for _ in 0..3 {
+            script.triggers.push_front(Err(status::status(Reason::Draining, "restarting")));
+        }
+        let fake = Fake::start(script).await;
+        let ran = fake.run(&["pull", "web-1"]).await;
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert_eq!(ran.stderr.matches("trying again").count(), 1, "{}", ran.stderr);
+    }
+
+    #[tokio::test]
+    async fn without_a_path_and_a_default_file_it_asks_for_a_path() {
+        let nothing = Transfer {
+            path: String::new(),
+            ..fake::failed(FailReason::SourceNotFound, FailReason::Unspecified, "")
+        };
+        let fake = Fake::start(script(vec![nothing])).await;
+        let ran = fake.run(&["pull", "web-1"]).await;
+        assert_eq!(ran.code, 1);
+        assert!(ran.stderr.contains("name a path"), "{}", ran.stderr);
     }
 
     #[tokio::test]

@@ -187,6 +187,8 @@ async fn watch_all(
     until: Option<Instant>,
 ) -> Result<(), Error> {
     let mut watch = Watch::new(context, None, client);
+    // What was said about a server that is away, until it is back.
+    let mut told = None;
     loop {
         let heard = tokio::select! {
             biased;
@@ -198,13 +200,23 @@ async fn watch_all(
                 return Err(Error::StillWaiting("stopped watching: --timeout is over".to_owned()));
             }
         };
+        let heard = match heard {
+            Heard::Lost(why) => {
+                if told.as_ref() != Some(&why) {
+                    context.output.note(&format!("{why}; trying again")).await;
+                    told = Some(why);
+                }
+                continue;
+            }
+            Heard::Got(seen) => seen,
+        };
+        told = None;
         match (heard, context.output.form) {
-            (Heard::Lost(why), _) => context.output.note(&format!("{why}; trying again")).await,
-            (Heard::Got((kind, transfer)), Form::Json) => {
+            ((kind, transfer), Form::Json) => {
                 context.output.json(&EventView::new(name(kind), &transfer)).await?;
             }
-            (Heard::Got((Kind::Progress, _)), Form::Text) => {}
-            (Heard::Got((_, transfer)), Form::Text) => {
+            ((Kind::Progress, _), Form::Text) => {}
+            ((_, transfer), Form::Text) => {
                 let at = view::rfc3339(transfer.update_time.as_ref());
                 let at = at.unwrap_or_else(|| "-".to_owned());
                 let Transfer { id, client_id, .. } = &transfer;

@@ -96,6 +96,10 @@ pub(super) fn advice(transfer: &Transfer) -> String {
     let failure = transfer.failure.as_ref();
     let last = failure.map_or_else(String::new, |f| view::fail_reason(f.last_reason));
     match failure.map_or(FailReason::Unspecified, proto::Failure::reason) {
+        FailReason::SourceNotFound if transfer.path.is_empty() => format!(
+            "there is no default file on {client}: name a path, as `fts pull {client} /PATH`; \
+             `fts client {client}` lists what it allows"
+        ),
         FailReason::SourceNotFound => {
             format!("there is no such file on {client}: check the path, then `fts retry {id}`")
         }

@@ -168,7 +168,7 @@ date: DATE"
 {\"id\":\"client-1\",\"instance\":\"INSTANCE\",\"version\":\"VERSION\",\
 \"server\":\"http://127.0.0.1:PORT\",\"default_file\":\"FILE\",\"allowed_roots\":[\"FILE\"],\
 \"jobs_max\":4,\"session\":{\"connected\":true,\"epoch\":1,\"since\":\"TIME\"},\
-\"last_server_contact\":\"TIME\",\"last_error\":null,";
+\"last_server_contact\":\"TIME\",\"last_error\":null,\"last_error_time\":null,";
     assert_eq!(page, expected);
     client.stop().await;
     server.stop().await;
