@@ -19,8 +19,8 @@
 //!    up nothing.
 //! 8. File bytes travel on another connection than commands and heartbeats.
 //! 10. The end of the stream means nothing; only a Finish whose size and BLAKE3 agree with the
-//!    bytes that were written
-//!     publishes the file, and only then does the record say COMPLETE. [`transfer`] has the states.
+//!     bytes that were written publishes the file, and only then does the record say COMPLETE.
+//!     [`transfer`] has the states.
 //!
 //! # How a chunk travels
 //!

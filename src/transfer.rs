@@ -18,8 +18,9 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClientId, Digest, Epoch, InstanceId, RemotePath, RequestId, TransferId, UnixMs};
 
 mod life;
+mod step;
 
-pub use life::{Cause, Moment, Step, StepError};
+pub use step::{Cause, Moment, Step, StepError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

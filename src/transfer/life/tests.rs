@@ -8,7 +8,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::{
     ids::{Digest, TransferId},
-    transfer::{Consistency, Delivered, Fingerprint, Request},
+    transfer::{Consistency, Delivered, Fingerprint, Finish, Request, SourceFile},
 };
 
 const T0: UnixMs = UnixMs(1_700_000_000_000);

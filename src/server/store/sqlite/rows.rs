@@ -10,7 +10,7 @@ use sqlx::{ColumnIndex, Decode, Row as _, Sqlite, Type, sqlite::SqliteRow};
 use crate::{
     ids::{Epoch, SessionEpoch, UnixMs},
     server::store::{ClientRecord, SessionOpening, StoreError},
-    transfer::{Failure, Finish, SourceFile, Transfer, Waiting},
+    transfer::{Cause, Failure, Finish, SourceFile, Step, Transfer, Waiting},
 };
 
 /// What [`transfer`] reads: a transfer with its file. Every one has a file; `LEFT` makes SQLite
@@ -186,4 +186,36 @@ pub(super) fn big(value: u64) -> Result<i64, StoreError> {
 
 pub(super) fn moment(value: Option<UnixMs>) -> Option<i64> {
     value.map(|at| at.0)
+}
+
+/// Returns what ended an attempt, in one word.
+pub(super) fn outcome(step: &Step) -> Result<String, StoreError> {
+    let word = match step {
+        Step::Broken { cause: Cause::Failed { reason, .. }, .. } | Step::Refused { reason, .. } => {
+            return text(reason);
+        }
+        Step::Busy { .. } => "CLIENT_BUSY",
+        Step::OfferExpired { .. } => "OFFER_EXPIRED",
+        Step::Broken { cause: Cause::ClientLost, .. } => "CLIENT_LOST",
+        Step::Broken { cause: Cause::ServerStopped, .. } => "SERVER_STOPPED",
+        Step::Broken { cause: Cause::ServerBusy, .. } => "SERVER_BUSY",
+        Step::Broken { cause: Cause::ServerDisk { .. }, .. } => "SERVER_DISK",
+        Step::Broken { cause: Cause::ClientStopped, .. } => "CLIENT_STOPPED",
+        Step::Unpublished { .. } => "UNPUBLISHED",
+        Step::Mismatched { .. } => "INTEGRITY",
+        Step::Published { .. } => "COMPLETE",
+        Step::DeadlinePassed { .. } => "DEADLINE",
+        Step::Cancelled { .. } => "CANCELLED",
+        Step::Paused { .. } => "PAUSED",
+        Step::Claimed { .. }
+        | Step::Begun { .. }
+        | Step::Finished { .. }
+        | Step::MadeDue
+        | Step::Retried
+        | Step::Resumed
+        | Step::ContentDeleted => {
+            return Err(StoreError::Corrupt(format!("{step:?} ended an attempt")));
+        }
+    };
+    Ok(word.to_owned())
 }

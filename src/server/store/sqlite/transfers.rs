@@ -7,7 +7,7 @@ use crate::{
     ids::{ClientId, InstanceId, SessionEpoch, TransferId, UnixMs},
     limits,
     server::store::{Applied, Claim, Created, StoreError, TransferFilter},
-    transfer::{Cause, Moment, State, Step, Transfer},
+    transfer::{Moment, State, Step, Transfer},
 };
 
 type Arguments = <Sqlite as sqlx::Database>::Arguments;
@@ -215,45 +215,13 @@ async fn update_attempt(
     attempt
         .bind(rows::moment(after.started))
         .bind(ended.then_some(after.updated.0))
-        .bind(if ended { Some(outcome(step)?) } else { None })
+        .bind(if ended { Some(rows::outcome(step)?) } else { None })
         .bind(rows::big(received_bytes)?)
         .bind(after.id.to_string())
         .bind(rows::big(before.epoch.0)?)
         .execute(tx)
         .await?;
     Ok(())
-}
-
-/// Returns what ended an attempt, in one word.
-fn outcome(step: &Step) -> Result<String, StoreError> {
-    let word = match step {
-        Step::Broken { cause: Cause::Failed { reason, .. }, .. } | Step::Refused { reason, .. } => {
-            return rows::text(reason);
-        }
-        Step::Busy { .. } => "CLIENT_BUSY",
-        Step::OfferExpired { .. } => "OFFER_EXPIRED",
-        Step::Broken { cause: Cause::ClientLost, .. } => "CLIENT_LOST",
-        Step::Broken { cause: Cause::ServerStopped, .. } => "SERVER_STOPPED",
-        Step::Broken { cause: Cause::ServerBusy, .. } => "SERVER_BUSY",
-        Step::Broken { cause: Cause::ServerDisk { .. }, .. } => "SERVER_DISK",
-        Step::Broken { cause: Cause::ClientStopped, .. } => "CLIENT_STOPPED",
-        Step::Unpublished { .. } => "UNPUBLISHED",
-        Step::Mismatched { .. } => "INTEGRITY",
-        Step::Published { .. } => "COMPLETE",
-        Step::DeadlinePassed { .. } => "DEADLINE",
-        Step::Cancelled { .. } => "CANCELLED",
-        Step::Paused { .. } => "PAUSED",
-        Step::Claimed { .. }
-        | Step::Begun { .. }
-        | Step::Finished { .. }
-        | Step::MadeDue
-        | Step::Retried
-        | Step::Resumed
-        | Step::ContentDeleted => {
-            return Err(StoreError::Corrupt(format!("{step:?} ended an attempt")));
-        }
-    };
-    Ok(word.to_owned())
 }
 
 type Statement<'q> = Query<'q, Sqlite, Arguments>;

@@ -1,0 +1,74 @@
+//! The seam between the landing and the disk: small synchronous calls, so that a test can make the
+//! n-th one fail.
+
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt as _},
+};
+
+use rustix::{
+    fs::{self, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags},
+    io::Errno,
+};
+
+/// The calls that change the disk. A test puts one in between that fails at its n-th call.
+pub trait Disk: Send + Sync + 'static {
+    fn create_new(&self, dir: &OwnedFd, name: &str) -> io::Result<File> {
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        Ok(fs::openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?.into())
+    }
+
+    /// Reserves space beyond what is written; the size stays what was written.
+    fn reserve(&self, file: &File, bytes: u64) -> io::Result<()> {
+        match fs::fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+            // Not every file system can; then the writes will tell.
+            Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    /// Returns how many bytes are free for us, and how many there are.
+    fn space(&self, dir: &OwnedFd) -> io::Result<(u64, u64)> {
+        let stat = fs::fstatvfs(dir)?;
+        Ok((
+            stat.f_bavail.saturating_mul(stat.f_frsize),
+            stat.f_blocks.saturating_mul(stat.f_frsize),
+        ))
+    }
+
+    fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+        file.write_all_at(data, offset)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+
+    /// Renames, unless the new name is taken.
+    fn rename(&self, old: (&OwnedFd, &str), new: (&OwnedFd, &str)) -> io::Result<()> {
+        Ok(fs::renameat_with(old.0, old.1, new.0, new.1, RenameFlags::NOREPLACE)?)
+    }
+
+    fn sync_dir(&self, dir: &OwnedFd) -> io::Result<()> {
+        Ok(fs::fsync(dir)?)
+    }
+
+    fn remove(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        Ok(fs::unlinkat(dir, name, AtFlags::empty())?)
+    }
+
+    fn make_dir(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        match fs::mkdirat(dir, name, Mode::RWXU) {
+            Err(Errno::EXIST) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+}
+
+/// The disk as it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RealDisk;
+
+impl Disk for RealDisk {}
