@@ -369,6 +369,49 @@ mod tests {
         assert_eq!(landing.published().expect("listed"), [attempt]);
     }
 
+    /// Notes the calls whose order is what durability means.
+    #[derive(Default)]
+    struct RecordingDisk(std::sync::Arc<std::sync::Mutex<Vec<&'static str>>>);
+
+    impl RecordingDisk {
+        fn note(&self, call: &'static str) {
+            self.0.lock().expect("no panic").push(call);
+        }
+    }
+
+    impl Disk for RecordingDisk {
+        fn sync_data(&self, file: &File) -> io::Result<()> {
+            self.note("sync data");
+            RealDisk.sync_data(file)
+        }
+
+        fn rename(&self, old: (&OwnedFd, &str), new: (&OwnedFd, &str)) -> io::Result<()> {
+            self.note("rename");
+            RealDisk.rename(old, new)
+        }
+
+        fn sync_dir(&self, dir: &OwnedFd) -> io::Result<()> {
+            self.note("sync directory");
+            RealDisk.sync_dir(dir)
+        }
+    }
+
+    #[test]
+    fn data_is_synced_before_it_gets_its_name_and_the_name_after() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let disk = RecordingDisk::default();
+        let calls = std::sync::Arc::clone(&disk.0);
+        let landing = Landing::open_on(dir.path(), Box::new(disk)).expect("opened");
+        calls.lock().expect("no panic").clear();
+
+        landing.publish(&landing.begin(attempt(), 0).expect("begun")).expect("published");
+
+        // Of the shard, of the directory above it, which may be new, and of the one it left.
+        let expected =
+            ["sync data", "rename", "sync directory", "sync directory", "sync directory"];
+        assert_eq!(*calls.lock().expect("no panic"), expected);
+    }
+
     #[test]
     fn a_published_file_is_never_replaced() {
         let dir = tempfile::tempdir().expect("a directory");
