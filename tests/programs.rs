@@ -51,8 +51,14 @@ impl Site {
 async fn a_client_killed_in_the_middle_is_never_complete_and_delivers_when_it_is_back() {
     let server = TestServer::start().await;
     let site = Site::new(&server);
-    let data = bytes(150_000_000, 1);
-    let path = site.file("big", &data);
+    // Mostly a hole, so that it is long to send and cheap to make.
+    let path = site.file("big", &bytes(5_000_000, 1));
+    fs::File::options()
+        .write(true)
+        .open(&path)
+        .expect("there")
+        .set_len(600_000_000)
+        .expect("grown");
     let client = site.client("state", "1.log");
     server.online("client-1").await;
     let id = server.trigger("client-1", &path).await.id;
@@ -63,8 +69,17 @@ async fn a_client_killed_in_the_middle_is_never_complete_and_delivers_when_it_is
     let after = server.follow(&id, |t| t.state() != State::Receiving).await;
     assert_ne!(after.state(), State::Complete, "{after:?}");
     let _client = site.client("state", "2.log");
-    assert!(server.landed(&id).await.1 == data);
+    let transfer = server.ended(&id).await;
+    assert_eq!(transfer.state(), State::Complete, "{transfer:?}");
+    assert_eq!(blake3_of(&path), blake3_of(&transfer.location));
+    assert_eq!(blake3_of(&path), transfer.digest);
     server.stop().await;
+}
+
+fn blake3_of(path: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(fs::File::open(path).expect("there")).expect("read");
+    hasher.finalize().to_hex().to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
