@@ -256,7 +256,8 @@ async fn cancel_is_final_at_once_and_stops_the_upload() {
     let header = session.header(attempt, &data);
     let mut raw = RawUpload::open(server.address).await;
     raw.send_all(upload(&header, &data).into_iter().take(2)).await;
-    server.follow(&transfer.id, |t| t.state() == State::Receiving).await;
+    // The chunk is in, not only on its way.
+    server.shown(&transfer.id, |t| t.bytes_done == CHUNK_BYTES as u64).await;
 
     let request = fts::wire::proto::CancelTransferRequest { transfer_id: transfer.id.clone() };
     let answer = server.control().await.cancel_transfer(request).await.expect("cancelled");
@@ -265,7 +266,28 @@ async fn cancel_is_final_at_once_and_stops_the_upload() {
     assert_eq!(session.next().await, FromServer::Stop(attempt));
     raw.send_all(upload(&header, &data).into_iter().skip(2)).await;
     assert!(raw.answer().await.is_err());
-    assert_eq!(server.transfer(&transfer.id).await.state(), State::Cancelled);
+    let after = server.transfer(&transfer.id).await;
+    assert_eq!(after.state(), State::Cancelled);
+    assert_eq!(after.bytes_received, CHUNK_BYTES as u64, "what was wasted shows");
     assert!(common::files_beneath(&server.dir().join("files")).is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_waited_for_a_busy_client_is_due_when_it_comes_back() {
+    let server = TestServer::start().await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let transfer = server.trigger("client-1", "/raw").await;
+    let attempt = session.command().await.attempt;
+    session.say(FromClient::Reply { attempt, verdict: Verdict::Busy }).await;
+    let busy = server.shown(&transfer.id, |t| waits(t) == Some(WaitingReason::ClientBusy)).await;
+    let next = busy.waiting.expect("a reason").next_attempt_time.expect("a time");
+
+    let mut again = RawSession::open(&server, "client-1").await;
+    again.command().await;
+
+    let offered = server.transfer(&transfer.id).await.update_time.expect("a time");
+    let key = |t: &prost_types::Timestamp| (t.seconds, t.nanos);
+    assert!(key(&offered) < key(&next), "it did not wait for its time");
     server.stop().await;
 }
