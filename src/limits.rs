@@ -148,6 +148,8 @@ pub const DEADLINE: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const DEADLINE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 /// Transfers of one client that have not ended.
 pub const UNFINISHED_PER_CLIENT_MAX: u64 = 100_000;
+/// Offers that one look at the queue makes, in one commit.
+pub const OFFERS_PER_CLAIM_MAX: u32 = 16;
 /// The queue is looked at this often, besides at every ring.
 pub const CLAIM_POLL: Duration = Duration::from_secs(15);
 /// Deadlines, expired offers and retention are looked at this often.
@@ -168,6 +170,10 @@ pub const EVENTS_KEEP_MAX: u64 = 1_000_000;
 pub const STORE_BUSY_WAIT: Duration = Duration::from_secs(5);
 /// A verb of the store waits this long for its turn.
 pub const STORE_QUEUE_WAIT: Duration = Duration::from_secs(10);
+/// Verbs that wait for their turn, and those that share a commit: as many as come while the one
+/// before is written, but no more than keep it short.
+pub const STORE_QUEUE_MAX: usize = 4096;
+pub const STORE_BATCH_MAX: usize = 256;
 /// Connections that read; one writes.
 pub const STORE_READERS: u32 = 4;
 /// Events that are dropped in one transaction, so that no other write waits for long.

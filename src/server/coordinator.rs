@@ -171,7 +171,7 @@ impl Coordinator {
     pub async fn delete(self: &Arc<Self>, id: TransferId) -> Result<TransferView, Error> {
         let this = Arc::clone(self);
         let deleted = async move {
-            let transfer = this.apply_here(id, &Step::ContentDeleted).await?;
+            let transfer = this.apply_here(id, &[(Step::ContentDeleted, Moment::now())]).await?;
             let attempt = attempt_of(&transfer);
             this.on_disk(move |landing| landing.remove(attempt)).await?;
             Ok(transfer)
@@ -263,15 +263,28 @@ impl Coordinator {
         id: TransferId,
         step: Step,
     ) -> Result<Transfer, Error> {
-        let this = Arc::clone(self);
-        self.owned(async move { this.apply_here(id, &step).await }).await
+        self.apply_all(id, vec![(step, Moment::now())]).await
     }
 
-    async fn apply_here(&self, id: TransferId, step: &Step) -> Result<Transfer, Error> {
-        match self.store.apply(id, step, Moment::now()).await? {
-            Applied::Done(transfer) => {
-                self.tell(&transfer);
-                Ok(transfer)
+    /// Like `apply`, with steps that follow each other: all of them are taken, or none.
+    pub(super) async fn apply_all(
+        self: &Arc<Self>,
+        id: TransferId,
+        steps: Vec<(Step, Moment)>,
+    ) -> Result<Transfer, Error> {
+        let this = Arc::clone(self);
+        self.owned(async move { this.apply_here(id, &steps).await }).await
+    }
+
+    async fn apply_here(
+        &self,
+        id: TransferId,
+        steps: &[(Step, Moment)],
+    ) -> Result<Transfer, Error> {
+        match self.store.apply(id, steps).await? {
+            Applied::Done(mut versions) => {
+                versions.iter().for_each(|version| self.tell(version));
+                versions.pop().ok_or_else(|| Error::Internal("no step to take".to_owned()))
             }
             Applied::Refused(err, _) => Err(err.into()),
             Applied::Unknown => Err(unknown_transfer(id)),

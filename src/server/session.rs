@@ -227,15 +227,25 @@ impl Link {
             let Some(attempt) = self.session.next_stop() else { break };
             slot.send(Ok(FromServer::Stop(attempt).into()));
         }
+        let outbox = self.outbox.clone();
         loop {
             // Never claim what cannot be sent.
-            let Ok(slot) = self.outbox.clone().try_reserve_owned() else { return Ok(()) };
-            let claim = self.coordinator.claim(&self.session, self.jobs_max).await;
+            let room = outbox.capacity().min(limits::OFFERS_PER_CLAIM_MAX as usize);
+            let slots = outbox.try_reserve_many(room).ok().filter(|_| room > 0);
+            let Some(mut slots) = slots else {
+                self.claim_at = Instant::now() + CLAIM_PAUSE_MIN;
+                return Ok(());
+            };
+            let offers_max = u32::try_from(room).unwrap_or(limits::OFFERS_PER_CLAIM_MAX);
+            let claim = self.coordinator.claim(&self.session, self.jobs_max, offers_max).await;
             self.session.note_full(matches!(claim, Ok(Claim::Full)));
             match claim {
-                Ok(Claim::Offered(transfer)) => {
-                    tracing::debug!(transfer_id = %transfer.id, epoch = transfer.epoch.0, "offered");
-                    slot.send(Ok(FromServer::Download(command(&transfer)).into()));
+                Ok(Claim::Offered(offers)) => {
+                    for (transfer, slot) in offers.iter().zip(&mut slots) {
+                        let (id, epoch) = (transfer.id, transfer.epoch.0);
+                        tracing::debug!(transfer_id = %id, epoch, "offered");
+                        slot.send(Ok(FromServer::Download(command(transfer)).into()));
+                    }
                 }
                 Ok(Claim::Full) => return Ok(()),
                 Ok(Claim::Nothing { next_due }) => {

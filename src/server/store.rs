@@ -74,22 +74,33 @@ pub enum Created {
     TooMany(u64),
 }
 
-/// What became of a step.
+/// What became of some steps.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Applied {
-    /// Taken; this is the transfer now.
-    Done(Transfer),
-    /// Not taken; this is the transfer still.
+    /// Taken; this is the transfer after each of them.
+    Done(Vec<Transfer>),
+    /// None of them was taken; this is the transfer still.
     Refused(StepError, Transfer),
     Unknown,
 }
 
+/// Who asks for work, and how much.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimant {
+    pub client: ClientId,
+    pub session: SessionEpoch,
+    pub instance: InstanceId,
+    /// That may be outstanding in all.
+    pub jobs_max: u32,
+    /// That one claim may take.
+    pub offers_max: u32,
+}
+
 /// What a claim brought.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(clippy::large_enum_variant)] // it lives for a moment, one at a time
 pub enum Claim {
-    /// OFFERED, with a new epoch.
-    Offered(Transfer),
+    /// OFFERED, each with a new epoch; at least one.
+    Offered(Vec<Transfer>),
     /// `jobs_max` are outstanding.
     Full,
     /// Nothing is due; the next one is at this time, if any.
@@ -157,21 +168,14 @@ pub trait Store: Send + Sync + 'static {
     /// and the client has fewer than `limits::UNFINISHED_PER_CLIENT_MAX` unfinished ones.
     async fn create(&self, transfer: &Transfer) -> Result<Created, StoreError>;
 
-    /// Takes the client's oldest due transfer and offers it ([`Step::Claimed`]), if `session` is
-    /// the client's latest and fewer than `jobs_max` are outstanding. Two claims never take the
-    /// same attempt.
-    async fn claim(
-        &self,
-        client: &ClientId,
-        session: SessionEpoch,
-        instance: InstanceId,
-        jobs_max: u32,
-        now: Moment,
-    ) -> Result<Claim, StoreError>;
+    /// Takes the client's oldest due transfers and offers them ([`Step::Claimed`]), if its session
+    /// is the client's latest, until `jobs_max` are outstanding. Two claims never take the same
+    /// attempt.
+    async fn claim(&self, claimant: &Claimant, now: Moment) -> Result<Claim, StoreError>;
 
-    /// Applies a step by [`Transfer::apply`], and writes the result, with its event and its
-    /// attempt's record.
-    async fn apply(&self, id: TransferId, step: &Step, now: Moment) -> Result<Applied, StoreError>;
+    /// Applies steps, one after the other, by [`Transfer::apply_all`], and writes the result, with
+    /// an event for each and their attempt's record. All of them are taken, or none.
+    async fn apply(&self, id: TransferId, steps: &[(Step, Moment)]) -> Result<Applied, StoreError>;
 
     async fn transfer(&self, id: TransferId) -> Result<Option<Transfer>, StoreError>;
 

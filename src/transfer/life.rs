@@ -22,6 +22,16 @@ impl Transfer {
         Ok(next)
     }
 
+    /// Returns the transfer after each of `steps`, or why one of them is not taken.
+    pub fn apply_all(&self, steps: &[(Step, Moment)]) -> Result<Vec<Self>, StepError> {
+        let mut after: Vec<Self> = Vec::with_capacity(steps.len());
+        for (step, now) in steps {
+            let next = after.last().unwrap_or(self).apply(step, *now)?;
+            after.push(next);
+        }
+        Ok(after)
+    }
+
     fn step(&mut self, step: &Step, now: Moment) -> Result<(), StepError> {
         match step {
             Step::Claimed { instance } => self.claimed(*instance, now),

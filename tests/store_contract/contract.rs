@@ -11,7 +11,7 @@ use std::{
 use fts::{
     ids::{Epoch, InstanceId, SessionEpoch, TransferId},
     server::store::{
-        Applied, Claim, Created, Events, Store, TransferFilter, memory::MemoryStore,
+        Applied, Claim, Claimant, Created, Events, Store, TransferFilter, memory::MemoryStore,
         sqlite::SqliteStore,
     },
     transfer::{Cause, Content, FailReason, State, Step, StepError, Transfer},
@@ -54,6 +54,8 @@ promises!(
     the_oldest_due_transfer_is_claimed_first,
     a_claim_tells_when_the_next_is_due,
     no_more_than_jobs_max_are_outstanding,
+    one_claim_takes_the_oldest_as_many_as_there_is_room_for,
+    steps_are_taken_all_or_none,
     concurrent_claims_take_each_attempt_once,
     an_older_session_claims_nothing,
     epochs_only_grow,
@@ -73,10 +75,14 @@ promises!(
 
 async fn a_client_is_unknown_until_its_first_session(store: Arc<dyn Store>) {
     assert_eq!(store.client(&client(1)).await.unwrap(), None);
-    let claim = store
-        .claim(&client(1), SessionEpoch(0), InstanceId::generate(), 1, moment(0))
-        .await
-        .unwrap();
+    let claimant = Claimant {
+        client: client(1),
+        session: SessionEpoch(0),
+        instance: InstanceId::generate(),
+        jobs_max: 1,
+        offers_max: 1,
+    };
+    let claim = store.claim(&claimant, moment(0)).await.unwrap();
     assert_eq!(claim, Claim::Fenced);
 
     Site::open(&store, 1).await;
@@ -278,8 +284,8 @@ async fn no_more_than_jobs_max_are_outstanding(store: Arc<dyn Store>) {
         site.create(0).await;
     }
     assert_eq!(site.claim(0, 1).await, Claim::Full);
-    let Claim::Offered(first) = site.claim(2, 1).await else { panic!("nothing offered") };
-    let Claim::Offered(_) = site.claim(2, 1).await else { panic!("nothing offered") };
+    let first = only(site.claim(2, 1).await);
+    only(site.claim(2, 1).await);
 
     // OFFERED, RECEIVING and VERIFYING all count.
     assert_eq!(site.claim(2, 1).await, Claim::Full);
@@ -291,6 +297,61 @@ async fn no_more_than_jobs_max_are_outstanding(store: Arc<dyn Store>) {
     // An ended attempt frees its slot.
     site.done(first.id, Step::Published { epoch: first.epoch }, 4).await;
     assert!(matches!(site.claim(2, 4).await, Claim::Offered(_)));
+}
+
+async fn one_claim_takes_the_oldest_as_many_as_there_is_room_for(store: Arc<dyn Store>) {
+    let site = Site::open(&store, 1).await;
+    let late = site.create(9).await;
+    let mut due = Vec::new();
+    for ms in 0..5 {
+        due.push(site.create(ms).await.id);
+    }
+    let claim = async |jobs_max, offers_max| match store
+        .claim(&site.claimant(jobs_max, offers_max), moment(5))
+        .await
+        .unwrap()
+    {
+        Claim::Offered(offers) => offers.into_iter().map(|offer| offer.id).collect(),
+        _ => Vec::new(),
+    };
+
+    let first = claim(3, 2).await;
+    let second = claim(3, 9).await;
+    let none = claim(3, 9).await;
+    let rest = claim(99, 99).await;
+
+    assert_eq!(first, due[..2]);
+    assert_eq!(second, due[2..3]);
+    assert_eq!(none, []);
+    assert_eq!(rest, due[3..]);
+    assert_eq!(store.transfer(late.id).await.unwrap(), Some(late));
+    assert_whole(&*store).await;
+}
+
+async fn steps_are_taken_all_or_none(store: Arc<dyn Store>) {
+    let site = Site::open(&store, 1).await;
+    let id = site.create(0).await.id;
+    let offered = site.offer(1).await;
+    let epoch = offered.epoch;
+    let step = |step, ms| (step, moment(ms));
+    let begun = step(begun(epoch, site.instance, 5), 2);
+    let finished = step(finished(epoch, 5), 3);
+    let (stale, published) =
+        (step(Step::Published { epoch: Epoch(9) }, 4), step(Step::Published { epoch }, 4));
+
+    let refused = store.apply(id, &[begun.clone(), finished.clone(), stale]).await.unwrap();
+    let unchanged = store.transfer(id).await.unwrap();
+    let done = store.apply(id, &[begun, finished, published]).await.unwrap();
+
+    assert!(matches!(&refused, Applied::Refused(_, still) if *still == offered), "{refused:?}");
+    assert_eq!(unchanged, Some(offered));
+    let Applied::Done(versions) = done else { panic!("refused") };
+    let states: Vec<_> = versions.iter().map(|version| version.state).collect();
+    assert_eq!(states, [State::Receiving, State::Verifying, State::Complete]);
+    let latest = store.transfer(id).await.unwrap().unwrap();
+    assert_eq!(versions.last(), Some(&latest));
+    assert_eq!((latest.started, latest.ended), (Some(at(2)), Some(at(4))));
+    assert_whole(&*store).await;
 }
 
 async fn concurrent_claims_take_each_attempt_once(store: Arc<dyn Store>) {
@@ -310,7 +371,8 @@ async fn concurrent_claims_take_each_attempt_once(store: Arc<dyn Store>) {
                     Claim::Full => tokio::task::yield_now().await,
                     Claim::Nothing { .. } => return claimed,
                     Claim::Fenced => panic!("fenced"),
-                    Claim::Offered(Transfer { id, epoch, .. }) => {
+                    offered => {
+                        let Transfer { id, epoch, .. } = only(offered);
                         let others = outstanding.fetch_add(1, Ordering::SeqCst);
                         assert!(others < JOBS_MAX, "{others} others are outstanding");
                         claimed.push((id, epoch));
@@ -343,7 +405,8 @@ async fn an_older_session_claims_nothing(store: Arc<dyn Store>) {
 
     assert_eq!(old.claim(1, 1).await, Claim::Fenced);
     let future = SessionEpoch(new.session.0 + 1);
-    let claim = store.claim(&new.client, future, new.instance, 1, moment(1)).await.unwrap();
+    let claimant = Claimant { session: future, ..new.claimant(1, 1) };
+    let claim = store.claim(&claimant, moment(1)).await.unwrap();
     assert_eq!(claim, Claim::Fenced);
 
     assert_eq!(store.transfer(waiting.id).await.unwrap(), Some(waiting.clone()));
@@ -363,7 +426,7 @@ async fn epochs_only_grow(store: Arc<dyn Store>) {
 
     assert_eq!([first, second, third], [Epoch(1), Epoch(2), Epoch(3)]);
     for stale in [first, second] {
-        let got = store.apply(id, &begun(stale, site.instance, 1), moment(100_004)).await.unwrap();
+        let got = apply(&*store, id, begun(stale, site.instance, 1), 100_004).await;
         let Applied::Refused(err, _) = got else { panic!("taken") };
         assert_eq!(err, StepError::StaleEpoch { current: third, got: stale });
     }
@@ -374,12 +437,10 @@ async fn a_refused_step_changes_nothing(store: Arc<dyn Store>) {
     let before = site.create(0).await;
     let last_event = store.last_event().await.unwrap();
 
-    let wrong = store.apply(before.id, &Step::Resumed, moment(1)).await.unwrap();
-    let unchanged = store.apply(before.id, &Step::MadeDue, moment(1)).await.unwrap();
-    let unknown = store
-        .apply(TransferId::generate(), &Step::Paused { received_bytes: 0 }, moment(1))
-        .await
-        .unwrap();
+    let wrong = apply(&*store, before.id, Step::Resumed, 1).await;
+    let unchanged = apply(&*store, before.id, Step::MadeDue, 1).await;
+    let unknown =
+        apply(&*store, TransferId::generate(), Step::Paused { received_bytes: 0 }, 1).await;
 
     let refused = StepError::WrongState(State::Queued);
     assert_eq!(wrong, Applied::Refused(refused, before.clone()));
@@ -395,9 +456,9 @@ async fn concurrent_steps_are_taken_once(store: Arc<dyn Store>) {
     let mut tasks = JoinSet::new();
     for _ in 0..16 {
         let store = store.clone();
-        tasks.spawn(async move {
-            store.apply(id, &Step::Cancelled { received_bytes: 0 }, moment(1)).await.unwrap()
-        });
+        tasks.spawn(
+            async move { apply(&*store, id, Step::Cancelled { received_bytes: 0 }, 1).await },
+        );
     }
 
     let answers = tasks.join_all().await;
@@ -543,7 +604,7 @@ async fn every_change_is_an_event_in_order_without_a_gap(store: Arc<dyn Store>) 
     let created = site.create(0).await;
     let complete = site.deliver(1, 1).await;
     let other = site.create(2).await;
-    store.apply(other.id, &Step::Resumed, moment(3)).await.unwrap();
+    apply(&*store, other.id, Step::Resumed, 3).await;
 
     let Events::After(events) = store.events_after(0, 100).await.unwrap() else { panic!("pruned") };
     let Events::After(page) = store.events_after(2, 2).await.unwrap() else { panic!("pruned") };

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use fts::{
     ids::{ClientId, Digest, Epoch, InstanceId, SessionEpoch, TransferId, UnixMs},
-    server::store::{Applied, Claim, Created, Events, SessionOpening, Store, TransferFilter},
+    server::store::{
+        Applied, Claim, Claimant, Created, Events, SessionOpening, Store, TransferFilter,
+    },
     transfer::{
         Consistency, Delivered, Fingerprint, Finish, Moment, Request, SourceFile, Step, Transfer,
     },
@@ -93,20 +95,21 @@ impl Site {
     }
 
     pub(crate) async fn claim(&self, jobs_max: u32, ms: i64) -> Claim {
-        let now = moment(ms);
-        self.store.claim(&self.client, self.session, self.instance, jobs_max, now).await.unwrap()
+        self.store.claim(&self.claimant(jobs_max, 1), moment(ms)).await.unwrap()
+    }
+
+    pub(crate) fn claimant(&self, jobs_max: u32, offers_max: u32) -> Claimant {
+        let (client, session, instance) = (self.client.clone(), self.session, self.instance);
+        Claimant { client, session, instance, jobs_max, offers_max }
     }
 
     pub(crate) async fn offer(&self, ms: i64) -> Transfer {
-        match self.claim(u32::MAX, ms).await {
-            Claim::Offered(transfer) => transfer,
-            other => panic!("expected an offer, not {other:?}"),
-        }
+        only(self.claim(u32::MAX, ms).await)
     }
 
     pub(crate) async fn done(&self, id: TransferId, step: Step, ms: i64) -> Transfer {
-        match self.store.apply(id, &step, moment(ms)).await.unwrap() {
-            Applied::Done(transfer) => transfer,
+        match apply(&*self.store, id, step.clone(), ms).await {
+            Applied::Done(mut versions) => versions.pop().unwrap(),
             other => panic!("expected {step:?} to be taken, not {other:?}"),
         }
     }
@@ -117,6 +120,19 @@ impl Site {
         self.done(id, begun(epoch, self.instance, size_bytes), ms).await;
         self.done(id, finished(epoch, size_bytes), ms).await;
         self.done(id, Step::Published { epoch }, ms).await
+    }
+}
+
+/// Applies one step.
+pub(crate) async fn apply(store: &dyn Store, id: TransferId, step: Step, ms: i64) -> Applied {
+    store.apply(id, &[(step, moment(ms))]).await.unwrap()
+}
+
+/// The one offer that a claim brought.
+pub(crate) fn only(claim: Claim) -> Transfer {
+    match claim {
+        Claim::Offered(mut offers) if offers.len() == 1 => offers.remove(0),
+        other => panic!("expected one offer, not {other:?}"),
     }
 }
 

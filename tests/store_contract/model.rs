@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use fts::{
     ids::{ClientId, Epoch, InstanceId, SessionEpoch, TransferId},
-    server::store::{Created, Store, TransferFilter, memory::MemoryStore, sqlite::SqliteStore},
+    server::store::{
+        Claimant, Created, Store, TransferFilter, memory::MemoryStore, sqlite::SqliteStore,
+    },
     transfer::{Cause, Consistency, FailReason, Request, State, Step, Transfer},
 };
 use proptest::{collection::vec, prelude::*, sample::Index};
@@ -17,8 +19,8 @@ enum Verb {
     OpenSession { client: u8, jobs_max: u32 },
     NoteSeen(Vec<(u8, i64)>),
     Create { client: u8, path: u8, request_id: Option<u8>, deadline_s: u64 },
-    Claim { client: u8, session_back: u64, jobs_max: u32 },
-    Apply { transfer: Index, kind: u8, epoch_back: u64, bytes: u64 },
+    Claim { client: u8, session_back: u64, jobs_max: u32, offers_max: u32 },
+    Apply { transfer: Index, kinds: Vec<u8>, epoch_back: u64, bytes: u64 },
     List { client: Option<u8>, states: Vec<State>, before: Option<Index>, limit: u32 },
     Overdue { offered_ago: i64, limit: u32 },
     Expired { ended_ago: Option<i64>, bytes_max: Option<u64>, limit: u32 },
@@ -29,6 +31,11 @@ enum Verb {
 fn verb() -> impl Strategy<Value = Verb> {
     let back = || prop_oneof![9 => Just(0), 1 => Just(1u64)];
     let kind = prop_oneof![2 => 0..STEPS, 3 => Just(FORWARD)];
+    let kinds = prop_oneof![
+        8 => kind.prop_map(|kind| vec![kind]),
+        2 => Just(vec![BEGUN, FINISHED, PUBLISHED]),
+        1 => vec(0..STEPS, 0..4),
+    ];
     let client = 1..4u8;
     let states = proptest::sample::subsequence(State::ALL.to_vec(), 0..4);
     let ago = 0..5000i64;
@@ -42,12 +49,14 @@ fn verb() -> impl Strategy<Value = Verb> {
                 Verb::Create { client, path, request_id, deadline_s }
             }
         ),
-        8 => (client.clone(), back(), 1..6u32).prop_map(
-            |(client, session_back, jobs_max)| Verb::Claim { client, session_back, jobs_max }
+        8 => (client.clone(), back(), 1..6u32, 1..4u32).prop_map(
+            |(client, session_back, jobs_max, offers_max)| {
+                Verb::Claim { client, session_back, jobs_max, offers_max }
+            }
         ),
-        20 => (any::<Index>(), kind, back(), 0..100u64)
-            .prop_map(|(transfer, kind, epoch_back, bytes)| {
-                Verb::Apply { transfer, kind, epoch_back, bytes }
+        20 => (any::<Index>(), kinds, back(), 0..100u64)
+            .prop_map(|(transfer, kinds, epoch_back, bytes)| {
+                Verb::Apply { transfer, kinds, epoch_back, bytes }
             }),
         2 => (proptest::option::of(client), states, proptest::option::of(any::<Index>()), 0..9u32)
             .prop_map(|(client, states, before, limit)| {
@@ -64,9 +73,12 @@ fn verb() -> impl Strategy<Value = Verb> {
     ]
 }
 
-const STEPS: u8 = 15;
+const STEPS: u8 = 16;
 /// The step that leads on to COMPLETE.
 const FORWARD: u8 = 2;
+const BEGUN: u8 = 3;
+const FINISHED: u8 = 9;
+const PUBLISHED: u8 = 14;
 
 fn step(kind: u8, before: &Transfer, epoch: Epoch, instance: InstanceId, bytes: u64) -> Step {
     let detail = "as it happens".to_owned();
@@ -80,13 +92,13 @@ fn step(kind: u8, before: &Transfer, epoch: Epoch, instance: InstanceId, bytes: 
             State::Verifying => Step::Published { epoch },
             _ => begun(epoch, instance, bytes),
         },
-        3 => begun(epoch, instance, bytes),
+        BEGUN => begun(epoch, instance, bytes),
         4 => broken(Cause::ClientLost),
         5 => broken(Cause::ServerBusy),
         6 => broken(failed(FailReason::Io)),
         7 => broken(failed(FailReason::SourceChanged)),
         8 => Step::Refused { epoch, reason: FailReason::DeniedByPolicy, detail },
-        9 => finished(epoch, bytes),
+        FINISHED => finished(epoch, bytes),
         10 => Step::Mismatched { epoch },
         11 => [Step::MadeDue, Step::DeadlinePassed { received_bytes: 0 }][usize::from(bytes > 50)]
             .clone(),
@@ -94,6 +106,7 @@ fn step(kind: u8, before: &Transfer, epoch: Epoch, instance: InstanceId, bytes: 
             [Step::Cancelled { received_bytes: 0 }, Step::Retried][usize::from(bytes > 50)].clone()
         }
         13 => [Step::Paused { received_bytes: 0 }, Step::Resumed][usize::from(bytes > 50)].clone(),
+        PUBLISHED => Step::Published { epoch },
         _ => Step::ContentDeleted,
     }
 }
@@ -153,18 +166,23 @@ impl Pair {
                     self.created.push(new.id);
                 }
             }
-            Verb::Claim { client: number, session_back, jobs_max } => {
+            Verb::Claim { client: number, session_back, jobs_max, offers_max } => {
                 let client = client(number);
                 let session = SessionEpoch(self.session(&client).await.0 - session_back);
                 let instance = Self::instance(number);
-                both!(self, claim(&client, session, instance, jobs_max, now));
+                let claimant = Claimant { client, session, instance, jobs_max, offers_max };
+                both!(self, claim(&claimant, now));
             }
-            Verb::Apply { transfer, kind, epoch_back, bytes } => {
+            Verb::Apply { transfer, kinds, epoch_back, bytes } => {
                 let Some(id) = self.pick(transfer) else { return };
                 let before = both!(self, transfer(id)).expect("it was created");
                 let epoch = Epoch(before.epoch.0.saturating_sub(epoch_back));
                 let instance = before.instance.unwrap_or(Self::instance(9));
-                both!(self, apply(id, &step(kind, &before, epoch, instance, bytes), now));
+                let steps: Vec<_> = kinds
+                    .iter()
+                    .map(|kind| (step(*kind, &before, epoch, instance, bytes), now))
+                    .collect();
+                both!(self, apply(id, &steps));
                 both!(self, transfer(id));
             }
             read => self.read(read).await,

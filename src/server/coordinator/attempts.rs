@@ -11,7 +11,7 @@ use crate::{
     server::{
         error::Error,
         sessions::Session,
-        store::{Claim, SessionOpening, TransferFilter},
+        store::{Claim, Claimant, SessionOpening, TransferFilter},
         uploads::{Entered, Occupied},
         view::Presence,
     },
@@ -139,14 +139,25 @@ impl Coordinator {
         self.uploads.find(attempt.transfer).is_some_and(|upload| upload.attempt == attempt)
     }
 
-    /// Takes the next transfer of the session's client from the queue.
-    pub async fn claim(self: &Arc<Self>, session: &Session, jobs_max: u32) -> Result<Claim, Error> {
-        let (this, client) = (Arc::clone(self), session.client.clone());
-        let (epoch, instance) = (session.epoch, session.instance);
+    /// Takes the next transfers of the session's client from the queue, at most `offers_max`.
+    pub async fn claim(
+        self: &Arc<Self>,
+        session: &Session,
+        jobs_max: u32,
+        offers_max: u32,
+    ) -> Result<Claim, Error> {
+        let claimant = Claimant {
+            client: session.client.clone(),
+            session: session.epoch,
+            instance: session.instance,
+            jobs_max,
+            offers_max,
+        };
+        let this = Arc::clone(self);
         self.owned(async move {
-            let claim = this.store.claim(&client, epoch, instance, jobs_max, Moment::now()).await?;
-            if let Claim::Offered(transfer) = &claim {
-                this.tell(transfer);
+            let claim = this.store.claim(&claimant, Moment::now()).await?;
+            if let Claim::Offered(offers) = &claim {
+                offers.iter().for_each(|transfer| this.tell(transfer));
             }
             Ok(claim)
         })
@@ -160,19 +171,17 @@ impl Coordinator {
         attempt: AttemptId,
         verdict: Verdict,
     ) -> Result<(), Error> {
-        self.check_owner(session, attempt).await?;
-        match verdict {
-            Verdict::Accepted => Ok(()),
-            Verdict::Busy => {
-                let step = Step::Busy { epoch: attempt.epoch };
-                ignore_late(self.apply(attempt.transfer, step).await)
-            }
+        let step = match verdict {
+            Verdict::Accepted => return Ok(()),
+            Verdict::Busy => Step::Busy { epoch: attempt.epoch },
             Verdict::StaleEpoch | Verdict::Conflict => {
                 let detail = format!("the client refused the command: {verdict:?}");
                 let cause = Cause::Failed { reason: FailReason::Io, detail };
-                self.broken(attempt, cause, 0).await
+                Step::Broken { epoch: attempt.epoch, cause, received_bytes: 0 }
             }
-        }
+        };
+        self.check_owner(session, attempt).await?;
+        ignore_late(self.apply(attempt.transfer, step).await)
     }
 
     /// Takes a client's report of how an attempt ended.
@@ -181,11 +190,14 @@ impl Coordinator {
         session: &Session,
         report: Report,
     ) -> Result<(), Error> {
+        if report.outcome == Outcome::Delivered {
+            // The record is the truth, and whoever wrote it has told.
+            return Ok(());
+        }
         let attempt = report.attempt;
         self.check_owner(session, attempt).await?;
         let detail = report.detail;
         let cause = match report.outcome {
-            // The record is the truth, and whoever wrote it has told.
             Outcome::Delivered => return Ok(()),
             Outcome::Failed(reason) if !reason.is_worth_retrying() => {
                 let step = Step::Refused { epoch: attempt.epoch, reason, detail };

@@ -2,18 +2,18 @@
 //! forgets everything when it is dropped.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use async_trait::async_trait;
 
 use super::{
-    Applied, Claim, ClientRecord, Created, Event, Events, SessionOpening, Store, StoreError,
-    TransferFilter,
+    Applied, Claim, Claimant, ClientRecord, Created, Event, Events, SessionOpening, Store,
+    StoreError, TransferFilter,
 };
 use crate::{
-    ids::{ClientId, InstanceId, SessionEpoch, TransferId, UnixMs},
+    ids::{ClientId, SessionEpoch, TransferId, UnixMs},
     limits,
     transfer::{Content, Moment, State, Step, Transfer},
 };
@@ -149,39 +149,39 @@ impl Store for MemoryStore {
         Ok(Created::New(transfer.clone()))
     }
 
-    async fn claim(
-        &self,
-        client: &ClientId,
-        session: SessionEpoch,
-        instance: InstanceId,
-        jobs_max: u32,
-        now: Moment,
-    ) -> Result<Claim, StoreError> {
+    async fn claim(&self, claimant: &Claimant, now: Moment) -> Result<Claim, StoreError> {
         let mut records = self.records();
-        if records.clients.get(client).is_none_or(|record| record.session_epoch != session) {
+        let Claimant { client, session, instance, jobs_max, offers_max } = claimant;
+        if records.clients.get(client).is_none_or(|record| record.session_epoch != *session) {
             return Ok(Claim::Fenced);
         }
         let outstanding = records.of(client).filter(|t| t.state.is_outstanding()).count();
-        if outstanding >= jobs_max as usize {
+        let room = (*jobs_max as usize).saturating_sub(outstanding);
+        if room == 0 {
             return Ok(Claim::Full);
         }
         let queue = records.of(client).filter_map(|t| t.due().map(|due| (due, t.id)));
-        let offered = match queue.min() {
-            Some((due, id)) if due <= now.at => records.transfers[&id]
-                .apply(&Step::Claimed { instance }, now)
-                .map_err(|err| StoreError::Corrupt(err.to_string()))?,
-            next => return Ok(Claim::Nothing { next_due: next.map(|(due, _)| due) }),
-        };
-        records.write(&offered);
+        let queue: BTreeSet<_> = queue.collect();
+        let due = queue.iter().take_while(|(due, _)| *due <= now.at);
+        let mut offered = Vec::new();
+        for (_, id) in due.take(room.min(*offers_max as usize)) {
+            let step = Step::Claimed { instance: *instance };
+            let transfer = records.transfers[id].apply(&step, now);
+            offered.push(transfer.map_err(|err| StoreError::Corrupt(err.to_string()))?);
+        }
+        if offered.is_empty() {
+            return Ok(Claim::Nothing { next_due: queue.first().map(|(due, _)| *due) });
+        }
+        offered.iter().for_each(|transfer| records.write(transfer));
         Ok(Claim::Offered(offered))
     }
 
-    async fn apply(&self, id: TransferId, step: &Step, now: Moment) -> Result<Applied, StoreError> {
+    async fn apply(&self, id: TransferId, steps: &[(Step, Moment)]) -> Result<Applied, StoreError> {
         let mut records = self.records();
         let Some(before) = records.transfers.get(&id) else { return Ok(Applied::Unknown) };
-        match before.apply(step, now) {
+        match before.apply_all(steps) {
             Ok(after) => {
-                records.write(&after);
+                after.iter().for_each(|transfer| records.write(transfer));
                 Ok(Applied::Done(after))
             }
             Err(err) => Ok(Applied::Refused(err, before.clone())),

@@ -1,9 +1,5 @@
-//! The records in SQLite: one writer, a few readers, one file.
-//!
-//! Every write is `BEGIN IMMEDIATE … COMMIT` on the one write connection, and counts only once
-//! COMMIT has answered. (In autocommit sqlx can report success for a write that failed: it stops at
-//! the first row of a `RETURNING`, before SQLite has committed.) A write that is dropped half-way
-//! rolls back.
+//! The records in SQLite: one writer, a few readers, one file. Writes that come together share a
+//! commit ([`writer`]).
 //!
 //! The SQL is meant for PostgreSQL as well: `$1` placeholders, text ids, milliseconds in BIGINT.
 
@@ -11,33 +7,37 @@ use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
 use sqlx::{
-    Connection as _, Sqlite, SqlitePool, Transaction,
+    ConnectOptions as _, SqlitePool,
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 use super::{
-    Applied, Claim, ClientRecord, Created, Events, SessionOpening, Store, StoreError,
+    Applied, Claim, Claimant, ClientRecord, Created, Events, SessionOpening, Store, StoreError,
     TransferFilter,
 };
 use crate::{
-    ids::{ClientId, InstanceId, SessionEpoch, TransferId, UnixMs},
+    ids::{ClientId, SessionEpoch, TransferId, UnixMs},
     limits,
     transfer::{Moment, State, Step, Transfer},
 };
 
 mod clients;
 mod events;
+mod lists;
+mod meta;
 mod rows;
 mod transfers;
+mod writer;
+
+use writer::Writer;
 
 static MIGRATIONS: Migrator = sqlx::migrate!();
 
 /// The records in one SQLite file.
 #[derive(Debug)]
 pub struct SqliteStore {
-    /// Of one connection, so that writes queue here, in order, and not inside SQLite.
-    writer: SqlitePool,
+    writer: Writer,
     readers: SqlitePool,
 }
 
@@ -60,39 +60,16 @@ impl SqliteStore {
             .busy_timeout(limits::STORE_BUSY_WAIT)
             .foreign_keys(true)
             .synchronous(SqliteSynchronous::Full);
-        let writer = SqlitePoolOptions::new()
-            .max_connections(1)
-            .acquire_timeout(limits::STORE_QUEUE_WAIT)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            // Where SQLite itself rolled back (disk full, I/O error), sqlx still counts a
-            // transaction as open, and would refuse every later one: such a connection is replaced.
-            // The ping waits for a pending rollback.
-            .after_release(|connection, _| {
-                Box::pin(async move {
-                    connection.ping().await?;
-                    Ok(!connection.is_in_transaction())
-                })
-            })
-            .connect_with(options.clone().journal_mode(SqliteJournalMode::Wal))
-            .await?;
-        MIGRATIONS.run(&writer).await?;
+        let write_options = options.clone().journal_mode(SqliteJournalMode::Wal);
+        let mut connection = write_options.connect().await?;
+        MIGRATIONS.run(&mut connection).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(limits::STORE_READERS)
             .acquire_timeout(limits::STORE_QUEUE_WAIT)
             .connect_with(options.read_only(true))
             .await?;
-        Ok(Self { writer, readers })
+        Ok(Self { writer: Writer::start(connection, write_options), readers })
     }
-
-    /// Begins a write. Dropped without [`commit`], it changes nothing.
-    async fn begin(&self) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        Ok(self.writer.begin_with("BEGIN IMMEDIATE").await?)
-    }
-}
-
-async fn commit(transaction: Transaction<'static, Sqlite>) -> Result<(), StoreError> {
-    Ok(transaction.commit().await?)
 }
 
 /// Returns the file that `url` names.
@@ -141,10 +118,7 @@ impl From<sqlx::Error> for StoreError {
 #[async_trait]
 impl Store for SqliteStore {
     async fn ping(&self) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
-        let update = sqlx::query("UPDATE meta SET pinged_ms = $1").bind(UnixMs::now().0);
-        update.execute(&mut *tx).await?;
-        commit(tx).await?;
+        self.writer.write(meta::Ping(UnixMs::now())).await?;
         sqlx::query("SELECT pinged_ms FROM meta").fetch_one(&self.readers).await?;
         Ok(())
     }
@@ -154,19 +128,14 @@ impl Store for SqliteStore {
         opening: &SessionOpening,
         at: UnixMs,
     ) -> Result<SessionEpoch, StoreError> {
-        let mut tx = self.begin().await?;
-        let epoch = clients::open_session(&mut tx, opening, at).await?;
-        commit(tx).await?;
-        Ok(epoch)
+        self.writer.write(clients::OpenSession { opening: opening.clone(), at }).await
     }
 
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError> {
         if seen.is_empty() {
             return Ok(());
         }
-        let mut tx = self.begin().await?;
-        clients::note_seen(&mut tx, seen).await?;
-        commit(tx).await
+        self.writer.write(clients::NoteSeen(seen.to_vec())).await
     }
 
     async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError> {
@@ -182,44 +151,25 @@ impl Store for SqliteStore {
     }
 
     async fn create(&self, transfer: &Transfer) -> Result<Created, StoreError> {
-        let mut tx = self.begin().await?;
-        let created = transfers::create(&mut tx, transfer).await?;
-        if matches!(created, Created::New(_)) {
-            commit(tx).await?;
-        }
-        Ok(created)
+        self.writer.write(transfers::Create(transfer.clone())).await
     }
 
-    async fn claim(
-        &self,
-        client: &ClientId,
-        session: SessionEpoch,
-        instance: InstanceId,
-        jobs_max: u32,
-        now: Moment,
-    ) -> Result<Claim, StoreError> {
+    async fn claim(&self, claimant: &Claimant, now: Moment) -> Result<Claim, StoreError> {
         // Most claims find nothing to do: those need not wait for the writer.
         let mut reader = self.readers.acquire().await?;
-        let next = transfers::next(&mut reader, client, session, jobs_max, now).await?;
+        let next = transfers::next(&mut reader, claimant, now).await?;
         drop(reader);
-        if let transfers::Next::Not(claim) = next {
-            return Ok(claim);
+        match next {
+            transfers::Next::Not(claim) => Ok(claim),
+            transfers::Next::Due(_) => {
+                let claimant = claimant.clone();
+                self.writer.write(transfers::ClaimDue { claimant, now }).await
+            }
         }
-        let mut tx = self.begin().await?;
-        let claim = transfers::claim(&mut tx, client, session, instance, jobs_max, now).await?;
-        if matches!(claim, Claim::Offered(_)) {
-            commit(tx).await?;
-        }
-        Ok(claim)
     }
 
-    async fn apply(&self, id: TransferId, step: &Step, now: Moment) -> Result<Applied, StoreError> {
-        let mut tx = self.begin().await?;
-        let applied = transfers::apply(&mut tx, id, step, now).await?;
-        if matches!(applied, Applied::Done(_)) {
-            commit(tx).await?;
-        }
-        Ok(applied)
+    async fn apply(&self, id: TransferId, steps: &[(Step, Moment)]) -> Result<Applied, StoreError> {
+        self.writer.write(transfers::Apply { id, steps: steps.to_vec() }).await
     }
 
     async fn transfer(&self, id: TransferId) -> Result<Option<Transfer>, StoreError> {
@@ -233,7 +183,7 @@ impl Store for SqliteStore {
         before: Option<TransferId>,
         limit: u32,
     ) -> Result<Vec<Transfer>, StoreError> {
-        transfers::page(&self.readers, filter, before, limit).await
+        lists::page(&self.readers, filter, before, limit).await
     }
 
     async fn overdue(
@@ -242,7 +192,7 @@ impl Store for SqliteStore {
         offered_before: UnixMs,
         limit: u32,
     ) -> Result<Vec<Transfer>, StoreError> {
-        transfers::overdue(&self.readers, at, offered_before, limit).await
+        lists::overdue(&self.readers, at, offered_before, limit).await
     }
 
     async fn expired_content(
@@ -251,7 +201,7 @@ impl Store for SqliteStore {
         bytes_max: Option<u64>,
         limit: u32,
     ) -> Result<Vec<Transfer>, StoreError> {
-        transfers::expired_content(&self.readers, ended_before, bytes_max, limit).await
+        lists::expired_content(&self.readers, ended_before, bytes_max, limit).await
     }
 
     async fn clients_known(&self) -> Result<u64, StoreError> {
@@ -259,7 +209,7 @@ impl Store for SqliteStore {
     }
 
     async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError> {
-        transfers::counts(&self.readers).await
+        lists::counts(&self.readers).await
     }
 
     async fn last_event(&self) -> Result<u64, StoreError> {
@@ -274,9 +224,7 @@ impl Store for SqliteStore {
         let keep_after = events::keep_after(&self.readers, keep_max).await?;
         let mut dropped_total = 0;
         loop {
-            let mut tx = self.begin().await?;
-            let dropped = events::prune(&mut tx, before, keep_after).await?;
-            commit(tx).await?;
+            let dropped = self.writer.write(events::Prune { before, keep_after }).await?;
             dropped_total += dropped;
             if dropped < limits::PRUNE_EVENTS_MAX {
                 return Ok(dropped_total);
@@ -308,22 +256,28 @@ mod tests {
         }
     }
 
+    struct Pragma(&'static str);
+
+    #[async_trait]
+    impl writer::Verb for Pragma {
+        type Done = String;
+
+        async fn run(&self, tx: &mut SqliteConnection) -> Result<String, StoreError> {
+            Ok(sqlx::query(self.0).fetch_one(tx).await?.try_get_unchecked(0)?)
+        }
+    }
+
     #[tokio::test]
     async fn every_commit_is_synced() {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite:{}", dir.path().join("records.db").display());
         let store = SqliteStore::open(&url).await.unwrap();
 
-        let mut writer = store.writer.acquire().await.unwrap();
-        let pragma = async |name, writer: &mut SqliteConnection| -> String {
-            let row = sqlx::query(name).fetch_one(writer).await.unwrap();
-            row.try_get_unchecked(0).unwrap()
-        };
+        let pragma = async |name| store.writer.write(Pragma(name)).await.unwrap();
 
-        assert_eq!(pragma("PRAGMA journal_mode", &mut writer).await, "wal");
-        assert_eq!(pragma("PRAGMA synchronous", &mut writer).await, "2");
-        assert_eq!(pragma("PRAGMA foreign_keys", &mut writer).await, "1");
-        drop(writer);
+        assert_eq!(pragma("PRAGMA journal_mode").await, "wal");
+        assert_eq!(pragma("PRAGMA synchronous").await, "2");
+        assert_eq!(pragma("PRAGMA foreign_keys").await, "1");
         store.close().await;
     }
 }

@@ -2,15 +2,43 @@
 
 use std::collections::BTreeMap;
 
+use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, QueryBuilder, SqliteConnection, SqlitePool};
 
-use super::rows;
+use super::{rows, writer::Verb};
 use crate::{
     ids::{ClientId, SessionEpoch, UnixMs},
     server::store::{ClientRecord, SessionOpening, StoreError},
 };
 
-pub(super) async fn open_session(
+/// Notes a new session, and raises the session epoch.
+pub(super) struct OpenSession {
+    pub(super) opening: SessionOpening,
+    pub(super) at: UnixMs,
+}
+
+#[async_trait]
+impl Verb for OpenSession {
+    type Done = SessionEpoch;
+
+    async fn run(&self, tx: &mut SqliteConnection) -> Result<SessionEpoch, StoreError> {
+        open_session(tx, &self.opening, self.at).await
+    }
+}
+
+/// Notes when clients were last seen.
+pub(super) struct NoteSeen(pub(super) Vec<(ClientId, UnixMs)>);
+
+#[async_trait]
+impl Verb for NoteSeen {
+    type Done = ();
+
+    async fn run(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
+        note_seen(tx, &self.0).await
+    }
+}
+
+async fn open_session(
     tx: &mut SqliteConnection,
     opening: &SessionOpening,
     at: UnixMs,
@@ -48,7 +76,7 @@ pub(super) async fn open_session(
     Ok(epoch)
 }
 
-pub(super) async fn note_seen(
+async fn note_seen(
     tx: &mut SqliteConnection,
     seen: &[(ClientId, UnixMs)],
 ) -> Result<(), StoreError> {

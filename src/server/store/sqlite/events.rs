@@ -1,8 +1,9 @@
 //! The table of events: every change of a transfer, in one order.
 
+use async_trait::async_trait;
 use sqlx::{SqliteConnection, SqlitePool};
 
-use super::rows;
+use super::{rows, writer::Verb};
 use crate::{
     ids::UnixMs,
     limits,
@@ -78,8 +79,22 @@ pub(super) async fn keep_after(readers: &SqlitePool, keep_max: u64) -> Result<i6
 }
 
 /// Drops events of ended transfers that are before `before`, or not after `keep_after`; at most
-/// `limits::PRUNE_EVENTS_MAX`. Returns how many they were.
-pub(super) async fn prune(
+/// `limits::PRUNE_EVENTS_MAX`. Answers how many they were.
+pub(super) struct Prune {
+    pub(super) before: UnixMs,
+    pub(super) keep_after: i64,
+}
+
+#[async_trait]
+impl Verb for Prune {
+    type Done = u64;
+
+    async fn run(&self, tx: &mut SqliteConnection) -> Result<u64, StoreError> {
+        prune(tx, self.before, self.keep_after).await
+    }
+}
+
+async fn prune(
     tx: &mut SqliteConnection,
     before: UnixMs,
     keep_after: i64,

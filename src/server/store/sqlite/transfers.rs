@@ -1,23 +1,63 @@
 //! The tables of transfers, their files and their attempts.
 
-use sqlx::{AssertSqlSafe, QueryBuilder, Sqlite, SqliteConnection, SqlitePool, query::Query};
+use async_trait::async_trait;
+use sqlx::{AssertSqlSafe, Sqlite, SqliteConnection, query::Query};
 
-use super::{events, rows};
+use super::{events, rows, writer::Verb};
 use crate::{
-    ids::{ClientId, InstanceId, SessionEpoch, TransferId, UnixMs},
+    ids::TransferId,
     limits,
-    server::store::{Applied, Claim, Created, StoreError, TransferFilter},
-    transfer::{Moment, State, Step, Transfer},
+    server::store::{Applied, Claim, Claimant, Created, StoreError},
+    transfer::{Moment, Step, Transfer},
 };
 
 type Arguments = <Sqlite as sqlx::Database>::Arguments;
 
 // === Writing ===
 
-pub(super) async fn create(
-    tx: &mut SqliteConnection,
-    transfer: &Transfer,
-) -> Result<Created, StoreError> {
+/// Writes a new transfer.
+pub(super) struct Create(pub(super) Transfer);
+
+#[async_trait]
+impl Verb for Create {
+    type Done = Created;
+
+    async fn run(&self, tx: &mut SqliteConnection) -> Result<Created, StoreError> {
+        create(tx, &self.0).await
+    }
+}
+
+/// Offers what is due.
+pub(super) struct ClaimDue {
+    pub(super) claimant: Claimant,
+    pub(super) now: Moment,
+}
+
+#[async_trait]
+impl Verb for ClaimDue {
+    type Done = Claim;
+
+    async fn run(&self, tx: &mut SqliteConnection) -> Result<Claim, StoreError> {
+        claim(tx, &self.claimant, self.now).await
+    }
+}
+
+/// Applies steps to a transfer: all of them, or none.
+pub(super) struct Apply {
+    pub(super) id: TransferId,
+    pub(super) steps: Vec<(Step, Moment)>,
+}
+
+#[async_trait]
+impl Verb for Apply {
+    type Done = Applied;
+
+    async fn run(&self, tx: &mut SqliteConnection) -> Result<Applied, StoreError> {
+        apply(tx, self.id, &self.steps).await
+    }
+}
+
+async fn create(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<Created, StoreError> {
     // First: a repeated request has its answer, whatever else has changed since.
     if let Some(other) = of_request(tx, transfer).await? {
         return Ok(if other.is_same_request(transfer) {
@@ -82,61 +122,77 @@ async fn insert(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<(), St
 
 /// What a claim found.
 pub(super) enum Next {
-    Due(Transfer),
+    /// At least one, oldest first.
+    Due(Vec<Transfer>),
     Not(Claim),
 }
 
-/// Looks for the transfer that a claim would take.
+/// Looks for the transfers that a claim would take.
 pub(super) async fn next(
     connection: &mut SqliteConnection,
-    client: &ClientId,
-    session: SessionEpoch,
-    jobs_max: u32,
+    claimant: &Claimant,
     now: Moment,
 ) -> Result<Next, StoreError> {
-    let latest = sqlx::query("SELECT session_epoch FROM clients WHERE id = $1");
-    let latest = latest.bind(client.as_str()).fetch_optional(&mut *connection).await?;
-    let latest = latest.map(|row| rows::number(&row, "session_epoch")).transpose()?;
-    if latest != Some(session.0) {
+    let client = claimant.client.as_str();
+    let found = sqlx::query(
+        "SELECT session_epoch, (SELECT COUNT(*) FROM transfers WHERE client_id = $1
+            AND ended_ms IS NULL AND state IN ('OFFERED', 'RECEIVING', 'VERIFYING')) AS outstanding
+         FROM clients WHERE id = $1",
+    );
+    let Some(found) = found.bind(client).fetch_optional(&mut *connection).await? else {
+        return Ok(Next::Not(Claim::Fenced));
+    };
+    if rows::number(&found, "session_epoch")? != claimant.session.0 {
         return Ok(Next::Not(Claim::Fenced));
     }
-    let outstanding = sqlx::query(
-        "SELECT COUNT(*) AS outstanding FROM transfers WHERE client_id = $1
-            AND ended_ms IS NULL AND state IN ('OFFERED', 'RECEIVING', 'VERIFYING')",
-    );
-    let outstanding = outstanding.bind(client.as_str()).fetch_one(&mut *connection).await?;
-    if rows::number(&outstanding, "outstanding")? >= u64::from(jobs_max) {
+    let outstanding = rows::number(&found, "outstanding")?;
+    let room = u64::from(claimant.jobs_max).saturating_sub(outstanding);
+    if room == 0 {
         return Ok(Next::Not(Claim::Full));
     }
     let sql = format!(
-        "{} WHERE t.client_id = $1 AND t.due_ms IS NOT NULL ORDER BY t.due_ms, t.id LIMIT 1",
+        "{} WHERE t.client_id = $1 AND t.due_ms IS NOT NULL ORDER BY t.due_ms, t.id LIMIT $2",
         rows::TRANSFER
     );
-    let first = sqlx::query(AssertSqlSafe(sql)).bind(client.as_str()).fetch_optional(connection);
-    let first = first.await?.as_ref().map(rows::transfer).transpose()?;
-    let next_due = first.as_ref().and_then(Transfer::due);
-    Ok(match first {
-        Some(transfer) if next_due.is_some_and(|due| due <= now.at) => Next::Due(transfer),
-        _ => Next::Not(Claim::Nothing { next_due }),
-    })
+    let limit = room.min(u64::from(claimant.offers_max));
+    let first = sqlx::query(AssertSqlSafe(sql)).bind(client).bind(rows::big(limit)?);
+    let first = first.fetch_all(connection).await?;
+    let mut first = first.iter().map(rows::transfer).collect::<Result<Vec<_>, _>>()?;
+    let next_due = first.first().and_then(Transfer::due);
+    first.retain(|transfer| transfer.due().is_some_and(|due| due <= now.at));
+    if first.is_empty() {
+        return Ok(Next::Not(Claim::Nothing { next_due }));
+    }
+    Ok(Next::Due(first))
 }
 
-pub(super) async fn claim(
+async fn claim(
     tx: &mut SqliteConnection,
-    client: &ClientId,
-    session: SessionEpoch,
-    instance: InstanceId,
-    jobs_max: u32,
+    claimant: &Claimant,
     now: Moment,
 ) -> Result<Claim, StoreError> {
-    let before = match next(tx, client, session, jobs_max, now).await? {
-        Next::Due(before) => before,
+    let due = match next(tx, claimant, now).await? {
+        Next::Due(due) => due,
         Next::Not(claim) => return Ok(claim),
     };
+    let mut offers = Vec::with_capacity(due.len());
+    for before in due {
+        offers.push(offer(tx, &before, claimant, now).await?);
+    }
+    Ok(Claim::Offered(offers))
+}
+
+async fn offer(
+    tx: &mut SqliteConnection,
+    before: &Transfer,
+    claimant: &Claimant,
+    now: Moment,
+) -> Result<Transfer, StoreError> {
+    let instance = claimant.instance;
     let offered = before
         .apply(&Step::Claimed { instance }, now)
         .map_err(|err| StoreError::Corrupt(format!("transfer {} is due, but: {err}", before.id)))?;
-    update(tx, &before, &offered).await?;
+    update(tx, before, std::slice::from_ref(&offered)).await?;
     sqlx::query(
         "INSERT INTO attempts (transfer_id, epoch, instance, session_epoch, offered_ms,
             received_bytes) VALUES ($1, $2, $3, $4, $5, 0)",
@@ -144,37 +200,40 @@ pub(super) async fn claim(
     .bind(offered.id.to_string())
     .bind(rows::big(offered.epoch.0)?)
     .bind(instance.secret_text())
-    .bind(rows::big(session.0)?)
+    .bind(rows::big(claimant.session.0)?)
     .bind(now.at.0)
     .execute(tx)
     .await?;
-    Ok(Claim::Offered(offered))
+    Ok(offered)
 }
 
-pub(super) async fn apply(
+async fn apply(
     tx: &mut SqliteConnection,
     id: TransferId,
-    step: &Step,
-    now: Moment,
+    steps: &[(Step, Moment)],
 ) -> Result<Applied, StoreError> {
     let Some(before) = one(tx, id).await? else { return Ok(Applied::Unknown) };
-    let after = match before.apply(step, now) {
+    let after = match before.apply_all(steps) {
         Ok(after) => after,
         Err(err) => return Ok(Applied::Refused(err, before)),
     };
+    let (Some(latest), Some((step, _))) = (after.last(), steps.last()) else {
+        return Ok(Applied::Done(after));
+    };
     update(tx, &before, &after).await?;
     if before.state.is_outstanding() {
-        update_attempt(tx, &before, &after, step).await?;
+        update_attempt(tx, &before, latest, step).await?;
     }
     Ok(Applied::Done(after))
 }
 
-/// Writes `after` over `before`, with its event.
+/// Writes the last of `versions` over `before`, with the event of each.
 async fn update(
     tx: &mut SqliteConnection,
     before: &Transfer,
-    after: &Transfer,
+    versions: &[Transfer],
 ) -> Result<(), StoreError> {
+    let Some(after) = versions.last() else { return Ok(()) };
     let row = sqlx::query(
         "UPDATE transfers SET revision = $1, updated_ms = $2, deadline_ms = $3, state = $4,
             epoch = $5, instance = $6, waiting_reason = $7, waiting_since_ms = $8,
@@ -197,7 +256,10 @@ async fn update(
         );
         bind_file(file, after)?.bind(after.id.to_string()).execute(&mut *tx).await?;
     }
-    events::write(tx, after).await
+    for version in versions {
+        events::write(tx, version).await?;
+    }
+    Ok(())
 }
 
 async fn update_attempt(
@@ -282,88 +344,6 @@ pub(super) async fn one(
     let sql = AssertSqlSafe(format!("{} WHERE t.id = $1", rows::TRANSFER));
     let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(connection).await?;
     row.as_ref().map(rows::transfer).transpose()
-}
-
-pub(super) async fn page(
-    readers: &SqlitePool,
-    filter: &TransferFilter,
-    before: Option<TransferId>,
-    limit: u32,
-) -> Result<Vec<Transfer>, StoreError> {
-    let mut query = QueryBuilder::new(rows::TRANSFER);
-    // `WHERE TRUE` lets every condition begin with AND.
-    query.push(" WHERE TRUE");
-    if let Some(client) = &filter.client {
-        query.push(" AND t.client_id = ").push_bind(client.as_str());
-    }
-    if !filter.states.is_empty() {
-        query.push(" AND t.state IN (");
-        let mut states = query.separated(", ");
-        for state in &filter.states {
-            states.push_bind(rows::text(state)?);
-        }
-        query.push(")");
-    }
-    if let Some(before) = before {
-        query.push(" AND t.id < ").push_bind(before.to_string());
-    }
-    query.push(" ORDER BY t.id DESC LIMIT ").push_bind(i64::from(limit));
-    let page = query.build().persistent(false).fetch_all(readers).await?;
-    page.iter().map(rows::transfer).collect()
-}
-
-pub(super) async fn overdue(
-    readers: &SqlitePool,
-    at: UnixMs,
-    offered_before: UnixMs,
-    limit: u32,
-) -> Result<Vec<Transfer>, StoreError> {
-    // A UNION, so that each half has its index.
-    let sql = format!(
-        "{} WHERE t.id IN (
-            SELECT id FROM transfers WHERE ended_ms IS NULL AND deadline_ms <= $1
-            UNION SELECT id FROM transfers WHERE state = 'OFFERED' AND updated_ms < $2)
-         ORDER BY t.id LIMIT $3",
-        rows::TRANSFER
-    );
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(at.0).bind(offered_before.0);
-    let found = query.bind(i64::from(limit)).fetch_all(readers).await?;
-    found.iter().map(rows::transfer).collect()
-}
-
-pub(super) async fn expired_content(
-    readers: &SqlitePool,
-    ended_before: Option<UnixMs>,
-    bytes_max: Option<u64>,
-    limit: u32,
-) -> Result<Vec<Transfer>, StoreError> {
-    // `newer_bytes`: of a file and of all that ended after it. A bound of NULL is never passed.
-    let sql = format!(
-        "WITH kept AS (
-            SELECT f.transfer_id, t.ended_ms,
-                SUM(f.size_bytes) OVER (ORDER BY t.ended_ms DESC, t.id DESC) AS newer_bytes
-            FROM files f JOIN transfers t ON t.id = f.transfer_id WHERE f.content = 'KEPT')
-         {} WHERE t.id IN (
-            SELECT transfer_id FROM kept WHERE ended_ms < $1 OR newer_bytes > $2)
-         ORDER BY t.ended_ms, t.id LIMIT $3",
-        rows::TRANSFER
-    );
-    let bytes_max = bytes_max.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX));
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(rows::moment(ended_before)).bind(bytes_max);
-    let found = query.bind(i64::from(limit)).fetch_all(readers).await?;
-    found.iter().map(rows::transfer).collect()
-}
-
-pub(super) async fn counts(readers: &SqlitePool) -> Result<Vec<(State, u64)>, StoreError> {
-    let sql = "SELECT state, COUNT(*) AS count FROM transfers GROUP BY state";
-    let mut counts = State::ALL.map(|state| (state, 0));
-    for row in sqlx::query(sql).fetch_all(readers).await? {
-        let state: State = rows::word(&row, "state")?;
-        for (_, count) in counts.iter_mut().filter(|(each, _)| *each == state) {
-            *count = rows::number(&row, "count")?;
-        }
-    }
-    Ok(counts.to_vec())
 }
 
 /// Who asks. A request id is an operator's, and there is one operator for now.
