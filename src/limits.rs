@@ -8,6 +8,9 @@ use std::time::Duration;
 /// A chunk: the unit of checksums. 1 MiB is a whole BLAKE3 subtree, so chunk values merge into the
 /// file's root.
 pub const CHUNK_BYTES: usize = 1 << 20;
+/// A file up to this size is kept in memory until it is whole, and then begins, finishes and is
+/// published in one commit. It is sent within moments, so nobody misses seeing it on its way.
+pub const SMALL_FILE_BYTES_MAX: u64 = 64 << 10;
 /// The largest file.
 pub const FILE_BYTES_MAX: u64 = 1 << 44;
 /// Messages of `UploadFile`: a chunk and its fields.
@@ -242,6 +245,8 @@ pub const STORE_CLOSE_WAIT: Duration = Duration::from_secs(2);
 /// Blocking threads of a server: each upload has one, and the rest read and sync.
 pub const BLOCKING_THREADS_MAX: usize = 512;
 
+// A small file is one chunk.
+const _: () = assert!(SMALL_FILE_BYTES_MAX <= CHUNK_BYTES as u64);
 const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
 const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES);
 const _: () = assert!(UPLOAD_MESSAGE_BYTES_MAX > CHUNK_BYTES + 64);

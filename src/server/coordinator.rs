@@ -28,6 +28,8 @@ mod attempts;
 mod repair;
 mod watch;
 
+pub use attempts::Begun;
+pub(super) use attempts::ignore_late;
 pub use watch::{Watch, WatchQuery};
 
 /// How long landed files are kept. Off by default.

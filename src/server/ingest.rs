@@ -1,20 +1,18 @@
 //! One upload: chunks come in, are verified, and are written; only a Finish that proves the file
 //! whole lands it.
 //!
-//! The stream task verifies, a blocking thread writes, and a short channel between them is the only
-//! buffer, so that HTTP/2 flow control slows the client down when the disk is slow. The end of the
-//! stream means nothing: tonic reports a cancelled or broken upload as a clean end.
+//! The stream task verifies, a blocking thread writes ([`sink`]), and a short channel between them is
+//! the only buffer, so that HTTP/2 flow control slows the client down when the disk is slow. The end
+//! of the stream means nothing: tonic reports a cancelled or broken upload as a clean end.
 
 use std::{sync::Arc, time::Instant};
 
-use bytes::Bytes;
-use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::time::timeout;
 use tonic::Streaming;
 
 use super::{
-    coordinator::{Coordinator, attempt_of},
+    coordinator::{Begun, Coordinator, attempt_of, ignore_late},
     error::Error,
-    landing::{Landing, LandingError, Partial},
     uploads::Entered,
 };
 use crate::{
@@ -22,12 +20,18 @@ use crate::{
     ids::Digest,
     limits,
     status::Reason,
-    transfer::{Cause, Consistency, Delivered, FailReason, Fingerprint, Finish, Step, Transfer},
+    transfer::{
+        Cause, Consistency, Delivered, FailReason, Fingerprint, Finish, Moment, Step, Transfer,
+    },
     wire::{
         proto::UploadFileRequest,
         session::{Header, Upload, WireError},
     },
 };
+
+mod sink;
+
+use sink::{Sink, Written};
 
 /// What the client is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,11 +50,12 @@ pub async fn receive(
     let Next::Message(Upload::Header(header)) = next(&mut stream, limits::HELLO_WAIT).await? else {
         return Err(out_of_order("an upload begins with its Header"));
     };
-    let (entered, transfer) = coordinator.begin(&header).await?;
+    let Begun { entered, transfer, unrecorded } = coordinator.begin(&header).await?;
     let span = tracing::Span::current();
     span.record("transfer_id", tracing::field::display(transfer.id));
     let _active = coordinator.metrics.upload_began();
-    let run = Ingest { coordinator, entered, transfer, started: Instant::now() };
+    let started = Instant::now();
+    let run = Ingest { coordinator, entered, transfer, unrecorded, started };
     let received = run.run(stream, header.size).await?;
     Ok((header, received))
 }
@@ -60,6 +65,9 @@ struct Ingest {
     coordinator: Arc<Coordinator>,
     entered: Entered,
     transfer: Transfer,
+    /// Steps that are recorded with the next one. A small file begins, finishes and is published in
+    /// one commit.
+    unrecorded: Vec<(Step, Moment)>,
     started: Instant,
 }
 
@@ -83,20 +91,22 @@ enum End {
 }
 
 impl Ingest {
-    async fn run(self, stream: Streaming<UploadFileRequest>, size: u64) -> Result<Received, Error> {
+    async fn run(
+        mut self,
+        stream: Streaming<UploadFileRequest>,
+        size: u64,
+    ) -> Result<Received, Error> {
         let attempt = attempt_of(&self.transfer);
-        let begun = self.coordinator.on_disk(move |landing| landing.begin(attempt, size)).await;
-        let partial = match begun {
-            Ok(partial) => partial,
+        let mut sink = match Sink::open(&self.coordinator, attempt, size).await {
+            Ok(sink) => sink,
             Err(err) => return self.broken(0, disk_cause(&err), err).await,
         };
-        let mut writer = Writer::start(Arc::clone(&self.coordinator.landing), partial);
         let mut verifier = ChunkVerifier::new(size);
-        let end = self.take_chunks(stream, &mut verifier, &mut writer).await;
+        let end = self.take_chunks(stream, &mut verifier, &mut sink).await;
         let done = verifier.next_offset();
-        // Whatever happened, the writer has let go of the file before anything else is done with
+        // Whatever happened, nothing writes to the file any more before anything else is done with
         // it.
-        let written = writer.finish().await;
+        let written = sink.finish().await;
         let result = match end {
             End::Finish { size, finish, fingerprint } => {
                 match self.check_consistency(&finish, &fingerprint) {
@@ -110,8 +120,11 @@ impl Ingest {
             }
             end => self.end(end, done, written).await,
         };
-        // Nothing, if it was published: the name has gone from there.
-        if let Err(err) = self.coordinator.on_disk(move |landing| landing.discard(attempt)).await {
+        // What was published has gone from there.
+        if !matches!(result, Ok(Received::Complete { .. }))
+            && let Err(err) =
+                self.coordinator.on_disk(move |landing| landing.discard(attempt)).await
+        {
             err.log();
         }
         result
@@ -121,7 +134,7 @@ impl Ingest {
         &self,
         mut stream: Streaming<UploadFileRequest>,
         verifier: &mut ChunkVerifier,
-        writer: &mut Writer,
+        sink: &mut Sink,
     ) -> End {
         loop {
             let message = tokio::select! {
@@ -156,8 +169,8 @@ impl Ingest {
             }
             self.coordinator.metrics.bytes_received(len);
             self.entered.note_done(verifier.next_offset());
-            if writer.write(data).await.is_err() {
-                // The writer says why when it is joined.
+            if sink.write(data).await.is_err() {
+                // It says why when it is finished.
                 return End::Stopped;
             }
         }
@@ -187,15 +200,15 @@ impl Ingest {
 
     /// Checks the whole and publishes it.
     async fn finish(
-        &self,
+        &mut self,
         size: u64,
         finish: Finish,
         verifier: ChunkVerifier,
-        written: Result<Partial, Error>,
+        written: Result<Written, Error>,
     ) -> Result<Received, Error> {
         let done = verifier.next_offset();
-        let partial = match written {
-            Ok(partial) => partial,
+        let written = match written {
+            Ok(written) => written,
             Err(err) => return self.broken(done, disk_cause(&err), err).await,
         };
         let digest = match verifier.finish() {
@@ -210,46 +223,68 @@ impl Ingest {
         };
         let attempt = attempt_of(&self.transfer);
         let epoch = attempt.epoch;
-        let step = Step::Finished { epoch, finish, received_bytes: done };
-        self.coordinator.apply(attempt.transfer, step).await?;
+        self.finished(Step::Finished { epoch, finish, received_bytes: done }, &written).await?;
         if digest != finish.digest {
             self.coordinator.metrics.root_refused();
-            self.coordinator.apply(attempt.transfer, Step::Mismatched { epoch }).await?;
+            self.record(Step::Mismatched { epoch }).await?;
             let text =
                 format!("the bytes received have the BLAKE3 {digest}, not {}", finish.digest);
             return Err(Error::refused(Reason::Integrity, text));
         }
-        let published = self.coordinator.on_disk(move |landing| landing.publish(&partial)).await;
+        let published = self.coordinator.on_disk(move |landing| written.publish(landing)).await;
         if let Err(err) = published {
-            let step = Step::Unpublished { epoch, cause: disk_cause(&err) };
-            self.coordinator.apply(attempt.transfer, step).await?;
+            self.record(Step::Unpublished { epoch, cause: disk_cause(&err) }).await?;
             return Err(err);
         }
-        let recorded = self.coordinator.apply(attempt.transfer, Step::Published { epoch }).await;
+        let recorded = self.record(Step::Published { epoch }).await;
         if let Err(err @ Error::Step(_)) = recorded {
             // The record went another way, so nothing will ever name this file.
             self.coordinator.on_disk(move |landing| landing.remove(attempt)).await?;
             return Err(err);
         }
-        // A store that failed may yet have written it: the orphan sweep settles that.
+        // A store that failed may yet have written it: the sweeps settle that.
         recorded?;
         self.coordinator.metrics.file_verified(size, self.started.elapsed());
         Ok(Received::Complete { size, digest })
     }
 
+    /// Notes that Finish was taken. Of a small file that is recorded when it has landed: until then
+    /// it may be cancelled, and nothing has happened.
+    async fn finished(&mut self, step: Step, written: &Written) -> Result<(), Error> {
+        match written {
+            Written::Small { .. } => self.unrecorded.push((step, Moment::now())),
+            Written::Partial(_) => drop(self.record(step).await?),
+        }
+        Ok(())
+    }
+
+    /// Records a step, after those that wait for it.
+    async fn record(&mut self, step: Step) -> Result<Transfer, Error> {
+        let mut steps = std::mem::take(&mut self.unrecorded);
+        steps.push((step, Moment::now()));
+        self.coordinator.apply_all(self.transfer.id, steps).await
+    }
+
     /// Notes an end that delivers nothing, and returns what the client is answered.
     async fn end(
-        &self,
+        &mut self,
         end: End,
         done: u64,
-        written: Result<Partial, Error>,
+        written: Result<Written, Error>,
     ) -> Result<Received, Error> {
         if let Err(err) = written {
             return self.broken(done, disk_cause(&err), err).await;
         }
         match end {
             End::Abort { reason, detail } => {
-                self.aborted(reason, detail, done).await?;
+                let epoch = self.transfer.epoch;
+                let step = if reason.is_worth_retrying() {
+                    let cause = failed(reason, detail);
+                    Step::Broken { epoch, cause, received_bytes: done }
+                } else {
+                    Step::Refused { epoch, reason, detail }
+                };
+                ignore_late(self.record(step).await)?;
                 Ok(Received::Aborted)
             }
             End::Stopped => {
@@ -280,50 +315,12 @@ impl Ingest {
         }
     }
 
-    async fn aborted(&self, reason: FailReason, detail: String, done: u64) -> Result<(), Error> {
-        let attempt = attempt_of(&self.transfer);
-        if reason.is_worth_retrying() {
-            return self.coordinator.broken(attempt, failed(reason, detail), done).await;
-        }
-        let step = Step::Refused { epoch: attempt.epoch, reason, detail };
-        self.coordinator.refused(attempt, step).await
-    }
-
     /// Notes that the attempt broke, and answers `err`.
-    async fn broken(&self, done: u64, cause: Cause, err: Error) -> Result<Received, Error> {
-        self.coordinator.broken(attempt_of(&self.transfer), cause, done).await?;
+    async fn broken(&mut self, done: u64, cause: Cause, err: Error) -> Result<Received, Error> {
+        let epoch = self.transfer.epoch;
+        let step = Step::Broken { epoch, cause, received_bytes: done };
+        ignore_late(self.record(step).await)?;
         Err(err)
-    }
-}
-
-/// The thread that writes a partial file, and the way to it.
-struct Writer {
-    chunks: mpsc::Sender<Bytes>,
-    thread: JoinHandle<Result<Partial, LandingError>>,
-}
-
-impl Writer {
-    fn start(landing: Arc<Landing>, mut partial: Partial) -> Self {
-        let (chunks, mut queue) = mpsc::channel::<Bytes>(limits::CHUNKS_IN_FLIGHT_MAX);
-        let thread = tokio::task::spawn_blocking(move || {
-            while let Some(data) = queue.blocking_recv() {
-                landing.append(&mut partial, &data)?;
-            }
-            Ok(partial)
-        });
-        Self { chunks, thread }
-    }
-
-    /// Hands a chunk to the thread; fails when the thread has failed.
-    async fn write(&mut self, data: Bytes) -> Result<(), ()> {
-        self.chunks.send(data).await.map_err(drop)
-    }
-
-    /// Waits until all is written.
-    async fn finish(self) -> Result<Partial, Error> {
-        drop(self.chunks);
-        let written = self.thread.await.map_err(|err| Error::Internal(err.to_string()))?;
-        Ok(written?)
     }
 }
 

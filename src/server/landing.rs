@@ -14,6 +14,7 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{
@@ -61,6 +62,8 @@ pub struct Landing {
     disk: Box<dyn Disk>,
     path: PathBuf,
     root: OwnedFd,
+    /// The shards whose own names are known to be on stable storage.
+    durable: [AtomicBool; SHARDS],
 }
 
 impl Landing {
@@ -87,7 +90,8 @@ impl Landing {
         if let Err(err) = fs::flock(&root, FlockOperation::NonBlockingLockExclusive) {
             return Err(failed("lock (is another server using it?)", err.into()));
         }
-        Ok(Self { disk, path, root })
+        let durable = [const { AtomicBool::new(false) }; SHARDS];
+        Ok(Self { disk, path, root, durable })
     }
 
     /// Proves that the directory is there, and can be written.
@@ -127,7 +131,8 @@ impl Landing {
         }
         let file = self.disk.create_new(&dir, &name).map_err(|err| failed("create", err))?;
         let partial = Partial { file, attempt, written: 0 };
-        if size > 0
+        // One write allocates what a small file needs.
+        if size > limits::SMALL_FILE_BYTES_MAX
             && let Err(err) = self.disk.reserve(&partial.file, size)
         {
             let err = failed("reserve space for", err);
@@ -153,18 +158,15 @@ impl Landing {
         self.disk
             .sync_data(&partial.file)
             .map_err(|source| partial.failed("sync the data of", source))?;
-        let shard = shard(&name);
-        self.disk
-            .make_dir(&self.root, shard)
-            .map_err(|source| partial.failed("make the directory of", source))?;
-        let dir = open_dir(&self.root, shard)
+        let dir = self
+            .shard(shard(&name))
             .map_err(|source| partial.failed("open the directory of", source))?;
         let left =
             self.partial().map_err(|source| partial.failed("open the directory of", source))?;
         self.disk
             .rename((&left, &name), (&dir, &name))
             .map_err(|source| partial.failed("rename", source))?;
-        if let Err(source) = self.sync_name(&dir) {
+        if let Err(source) = self.sync_name(&dir, shard(&name)) {
             let err = partial.failed("sync the directory of", source);
             // It is not known to be durable, so it must not be found.
             if let Err(source) = self.disk.remove(&dir, &name) {
@@ -178,14 +180,39 @@ impl Landing {
     /// Puts the name of a published file on stable storage, whoever gave it that name.
     pub fn settle(&self, attempt: AttemptId) -> Result<(), LandingError> {
         let name = attempt.to_string();
-        let synced = open_dir(&self.root, shard(&name)).and_then(|dir| self.sync_name(&dir));
+        let shard = shard(&name);
+        let synced = open_dir(&self.root, shard).and_then(|dir| self.sync_name(&dir, shard));
         synced.map_err(|source| LandingError { action: "sync the directory of", name, source })
     }
 
-    /// Syncs a shard, the directory above it, which may be new, and the one that the file left.
-    fn sync_name(&self, shard: &OwnedFd) -> io::Result<()> {
-        let left = self.partial()?;
-        [shard, &self.root, &left].into_iter().try_for_each(|dir| self.disk.sync_dir(dir))
+    /// Opens a shard, and makes it if it is not there.
+    fn shard(&self, shard: &str) -> io::Result<OwnedFd> {
+        match open_dir(&self.root, shard) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                if let Some(is_durable) = self.is_durable(shard) {
+                    is_durable.store(false, Ordering::Release);
+                }
+                self.disk.make_dir(&self.root, shard)?;
+                open_dir(&self.root, shard)
+            }
+            opened => opened,
+        }
+    }
+
+    /// Syncs a name in a shard, and the shard's own name if that is new. The directory that the file
+    /// left needs none: what a crash brings back there is discarded.
+    fn sync_name(&self, dir: &OwnedFd, shard: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir)?;
+        let is_durable = self.is_durable(shard);
+        if is_durable.is_none_or(|is_durable| !is_durable.load(Ordering::Acquire)) {
+            self.disk.sync_dir(&self.root)?;
+            is_durable.inspect(|is_durable| is_durable.store(true, Ordering::Release));
+        }
+        Ok(())
+    }
+
+    fn is_durable(&self, shard: &str) -> Option<&AtomicBool> {
+        self.durable.get(usize::from_str_radix(shard, 16).ok()?)
     }
 
     /// Removes the partial file of an attempt, if there is one.
@@ -312,6 +339,8 @@ impl Partial {
 
 const PARTIAL: &str = "partial";
 const SHARD_LEN: usize = 2;
+/// As many as that many hexadecimal digits tell apart.
+const SHARDS: usize = 1 << (4 * SHARD_LEN);
 
 /// Returns the directory of a published file: the last two digits of its transfer's id, which are
 /// random.
@@ -404,12 +433,20 @@ mod tests {
         let landing = Landing::open_on(dir.path(), Box::new(disk)).expect("opened");
         calls.lock().expect("no panic").clear();
 
-        landing.publish(&landing.begin(attempt(), 0).expect("begun")).expect("published");
+        let first = attempt();
+        let second = AttemptId { epoch: Epoch(2), ..first };
+        let calls_of = |attempt| {
+            landing.publish(&landing.begin(attempt, 0).expect("begun")).expect("published");
+            std::mem::take(&mut *calls.lock().expect("no panic"))
+        };
 
-        // Of the shard, of the directory above it, which may be new, and of the one it left.
-        let expected =
-            ["sync data", "rename", "sync directory", "sync directory", "sync directory"];
-        assert_eq!(*calls.lock().expect("no panic"), expected);
+        // Of the shard, and of the directory above it, in which the shard is new.
+        let new = ["sync data", "rename", "sync directory", "sync directory"];
+        assert_eq!(calls_of(first), new);
+        assert_eq!(calls_of(second), ["sync data", "rename", "sync directory"]);
+        // A shard that somebody took away is new once more.
+        std::fs::remove_dir_all(landing.location(first).parent().expect("a shard")).expect("gone");
+        assert_eq!(calls_of(first), new);
     }
 
     #[test]

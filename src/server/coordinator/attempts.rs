@@ -232,7 +232,7 @@ impl Coordinator {
 
     /// Begins an upload: what its Header names must be the current attempt, of this very instance.
     /// An older call of the same attempt is stopped first.
-    pub async fn begin(self: &Arc<Self>, header: &Header) -> Result<(Entered, Transfer), Error> {
+    pub async fn begin(self: &Arc<Self>, header: &Header) -> Result<Begun, Error> {
         let attempt = header.attempt;
         // Checked before anything is stopped, so that nobody can stop the upload of another.
         let transfer = self.record(attempt.transfer).await?;
@@ -253,8 +253,15 @@ impl Coordinator {
             fingerprint: header.fingerprint,
         };
         let step = Step::Begun { epoch: attempt.epoch, instance: header.instance, file };
-        let transfer = self.apply(attempt.transfer, step).await?;
-        Ok((entered, transfer))
+        if header.size > limits::SMALL_FILE_BYTES_MAX {
+            let transfer = self.apply(attempt.transfer, step).await?;
+            return Ok(Begun { entered, transfer, unrecorded: Vec::new() });
+        }
+        // Once more, now that no older upload can change it.
+        let transfer = self.record(attempt.transfer).await?;
+        let begun = (step, Moment::now());
+        let transfer = transfer.apply(&begun.0, begun.1)?;
+        Ok(Begun { entered, transfer, unrecorded: vec![begun] })
     }
 
     async fn enter(self: &Arc<Self>, transfer: &Transfer) -> Result<Entered, Error> {
@@ -295,11 +302,6 @@ impl Coordinator {
         ignore_late(self.apply(attempt.transfer, step).await)
     }
 
-    /// Notes that the client will not, or cannot, deliver.
-    pub async fn refused(self: &Arc<Self>, attempt: AttemptId, step: Step) -> Result<(), Error> {
-        ignore_late(self.apply(attempt.transfer, step).await)
-    }
-
     /// Returns what it means that the stream of an upload ended by itself. While the client's
     /// session lives, it is a failed attempt; else the client is lost, which is nobody's fault.
     pub async fn cause_of_cut(&self, transfer: &Transfer) -> Cause {
@@ -319,6 +321,16 @@ impl Coordinator {
             Cause::ClientLost
         }
     }
+}
+
+/// An upload that may go on.
+pub struct Begun {
+    pub entered: Entered,
+    /// RECEIVING.
+    pub transfer: Transfer,
+    /// How it came to that, if the record does not say so yet: for a small file that waits for its
+    /// next step.
+    pub unrecorded: Vec<(Step, Moment)>,
 }
 
 /// A step that comes too late changes nothing, and is no error.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{Coordinator, attempt_of, attempts::ignore_late};
+use super::{Coordinator, attempt_of, ignore_late};
 use crate::{
     ids::{TransferId, UnixMs},
     limits,
@@ -85,12 +85,24 @@ impl Coordinator {
                     self.stop_at_client(ended);
                 }
                 ignore_late(ended)?;
-            } else {
-                let step = Step::OfferExpired { epoch: transfer.epoch };
-                ignore_late(self.apply(transfer.id, step).await)?;
+            } else if !self.is_uploading(attempt_of(&transfer)) {
+                self.expire_offer(&transfer).await?;
             }
         }
         Ok(())
+    }
+
+    async fn expire_offer(self: &Arc<Self>, transfer: &Transfer) -> Result<(), Error> {
+        let step = Step::OfferExpired { epoch: transfer.epoch };
+        match self.apply(transfer.id, step).await {
+            Ok(_) => {
+                // A small file lands before its record says that it began: if that could not be
+                // written, nothing will ever name the file.
+                let attempt = attempt_of(transfer);
+                self.on_disk(move |landing| landing.remove(attempt)).await
+            }
+            late => ignore_late(late),
+        }
     }
 
     /// Settles transfers that say they are being received or verified, and of which nothing runs:

@@ -292,7 +292,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::transfer::{Consistency, Request};
+    use crate::{
+        ids::InstanceId,
+        transfer::{Consistency, Request},
+    };
 
     #[tokio::test]
     async fn a_client_may_have_only_so_many_unfinished_transfers() {
