@@ -33,9 +33,9 @@
 //! # The map
 //!
 //! Dependencies point inwards: `bin → client | operator | server → wire, status → transfer, chunk,
-//! ids, limits`. Client and server never import each other.
+//! ids, rate, limits`. Client and server never import each other.
 //!
-//! - [`limits`], [`ids`], [`chunk`], [`transfer`]: pure; no runtime, no wire, no SQL.
+//! - [`limits`], [`ids`], [`rate`], [`chunk`], [`transfer`]: pure; no runtime, no wire, no SQL.
 //! - [`wire`], [`status`]: the only shared files that name protobuf or tonic types.
 //! - [`backoff`], [`settings`], [`shutdown`], [`telemetry`]: support.
 //! - `client`: the link to the server, jobs and uploads, and the local policy that says what may be
@@ -52,6 +52,7 @@ pub mod ids;
 pub mod limits;
 #[cfg(feature = "operator")]
 pub mod operator;
+pub mod rate;
 #[cfg(feature = "server")]
 pub mod server;
 #[cfg(any(feature = "client", feature = "operator", feature = "server"))]

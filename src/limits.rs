@@ -33,8 +33,26 @@ pub const HTTP2_HEADER_BYTES_MAX: u32 = 16 << 10;
 /// HTTP/2 pings of the server: a second line behind the heartbeats.
 pub const HTTP2_PING: Duration = Duration::from_secs(20);
 pub const HTTP2_PING_WAIT: Duration = Duration::from_secs(10);
-/// Uploads that one server takes at a time; more wait with `SERVER_BUSY`.
+/// Uploads that one server takes at a time, by default and at most; more wait with `SERVER_BUSY`.
 pub const UPLOADS_MAX: usize = 256;
+
+// === Caps ===
+
+/// The smallest cap, in bytes a second: the smallest round one under which `JOBS_MAX` uploads that
+/// share it each stay well above `UPLOAD_STALL_BYTES`.
+pub const RATE_MIN_BYTES: u64 = 64_000;
+/// What a cap did not use may be sent later, at once, but no more than of this time: so that any
+/// five seconds stay within five per cent of it.
+pub const RATE_BURST: Duration = Duration::from_millis(100);
+/// A capped upload is sent in pieces of a fiftieth of a second …
+pub const RATE_PIECES_PER_SECOND: u64 = 50;
+/// … but not smaller than a packet or two, so that a slow cap is no burden, and not larger than an
+/// HTTP/2 frame.
+pub const RATE_PIECE_BYTES_MIN: usize = 4 << 10;
+pub const RATE_PIECE_BYTES_MAX: usize = HTTP2_FRAME_BYTES as usize;
+/// A client looks this often at which uploads a cap holds back, and tells the server at once what
+/// has changed.
+pub const THROTTLED_LOOK: Duration = Duration::from_secs(1);
 
 // === Text ===
 
@@ -136,8 +154,11 @@ pub const DISK_FREE_MIN_BYTES: u64 = 1 << 30;
 /// When an upload is cut, the client's session has this long to end as well: then the client is
 /// lost.
 pub const CUT_GRACE: Duration = Duration::from_secs(2);
-/// An upload whose payload makes no progress is ended.
+/// An upload of which fewer bytes than these came in this time is ended.
 pub const UPLOAD_STALL: Duration = Duration::from_secs(60);
+/// Far below what the slowest link or the smallest cap lets through in that time, and far above
+/// what keeps a connection open without moving a file.
+pub const UPLOAD_STALL_BYTES: u64 = 16 << 10;
 /// Attempts in a row that add no durable bytes.
 pub const ATTEMPTS_MAX: u32 = 10;
 /// Times that a source may change while it is read.
@@ -260,3 +281,5 @@ const _: () = assert!(READERS_MAX > JOBS_MAX as usize);
 const _: () = assert!(SERVER_SILENCE_PERCENT < CLIENT_SILENCE_PERCENT);
 const _: () =
     assert!(OPERATOR_PAGE_SIZE as usize * CONTROL_MESSAGE_BYTES_MAX <= OPERATOR_MESSAGE_BYTES_MAX);
+const _: () =
+    assert!(RATE_MIN_BYTES * UPLOAD_STALL.as_secs() / JOBS_MAX as u64 > 2 * UPLOAD_STALL_BYTES);

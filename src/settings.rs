@@ -5,6 +5,8 @@ use std::{fmt, fs, path::Path, time::Duration};
 
 use serde::de::DeserializeOwned;
 
+use crate::rate::Rate;
+
 /// The largest TOML file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// So many problems of one file are told; nobody reads on.
@@ -172,6 +174,11 @@ pub fn size(text: &str) -> Result<u64, String> {
     text.parse::<bytesize::ByteSize>()
         .map(|size| size.as_u64())
         .map_err(|_| "not a size; write it like 500MB or 1GiB".to_owned())
+}
+
+/// Parses a cap: `5MB/s`, `500KB`; none for `off`.
+pub fn rate(text: &str) -> Result<Option<Rate>, String> {
+    Rate::parse(text).map_err(|err| err.to_string())
 }
 
 /// Parses a duration: `30s`, `5m`, `7d`.
