@@ -6,8 +6,10 @@ use std::{net::SocketAddr, path::Path, sync::Arc};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+pub mod allowance;
 pub mod config;
 pub mod demo_file;
+pub mod reload;
 pub mod server_url;
 pub mod state_dir;
 
@@ -18,6 +20,7 @@ mod dial;
 mod fake_server;
 mod jobs;
 mod link;
+mod pace;
 mod policy;
 mod reader;
 mod session;
@@ -25,6 +28,7 @@ mod source;
 mod status_page;
 mod upload;
 
+use allowance::Allowance;
 use board::{Board, Facts};
 use config::{ClientConfig, Shared};
 use data_connection::DataConnection;
@@ -48,6 +52,7 @@ pub struct Client {
     hello: Hello,
     shared: Shared,
     source: Arc<Source>,
+    allowance: Arc<Allowance>,
     board: Arc<Board>,
     page: Option<StatusPage>,
 }
@@ -73,12 +78,12 @@ impl Client {
             server: config.server.to_string(),
             default_file: source.default_file().map(|path| path.as_str().to_owned()),
             allowed_roots: roots.clone(),
-            jobs_max: config.jobs_max,
         };
+        let allowance = Allowance::new(config.rate_max, config.uploads_max);
         let hello = Hello {
             client: config.id,
             instance,
-            jobs_max: config.jobs_max,
+            jobs_max: config.uploads_max,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host_name: config.host_name,
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -90,7 +95,8 @@ impl Client {
             hello,
             shared: config.shared,
             source,
-            board: Arc::new(Board::new(facts)),
+            board: Arc::new(Board::new(facts, allowance.clone())),
+            allowance,
             page,
         })
     }
@@ -100,12 +106,18 @@ impl Client {
         self.page.as_ref().map(StatusPage::address)
     }
 
+    /// Returns what the site lets it use.
+    pub fn allowance(&self) -> Arc<Allowance> {
+        self.allowance.clone()
+    }
+
     /// Runs until `shutdown` drains; running uploads may finish until it aborts.
     pub async fn run(self, shutdown: Shutdown) {
         let data = DataConnection::new(self.dialer.clone());
-        let uploader = Uploader::new(self.source.clone(), data.clone(), self.hello.instance);
+        let pace = self.allowance.pace.clone();
+        let uploader = Uploader::new(self.source.clone(), data.clone(), self.hello.instance, pace);
         let link = Link {
-            jobs: Jobs::new(uploader, self.hello.jobs_max, self.board.clone()),
+            jobs: Jobs::new(uploader, self.allowance, self.board.clone()),
             dialer: self.dialer,
             hello: self.hello,
             board: self.board.clone(),

@@ -117,6 +117,8 @@ pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Commands that a client takes at a time, by default and at most.
 pub const JOBS: u32 = 4;
 pub const JOBS_MAX: u32 = 64;
+/// `--nice`: the lowest priority that there is.
+pub const NICE_MAX: u8 = 19;
 /// Reports of ended attempts that a client keeps for the server; one for each command that was ever
 /// taken and not acknowledged.
 pub const REPORTS_MAX: usize = 1024;

@@ -168,7 +168,7 @@ async fn a_client_cannot_report_on_the_transfer_of_another() {
     evil.say(FromClient::Report(report)).await;
     evil.say(FromClient::Reply { attempt, verdict: Verdict::Busy }).await;
     assert_eq!(evil.next().await, FromServer::ReportAck(attempt));
-    evil.say(FromClient::Heartbeat { seq: 1, progress: Vec::new() }).await;
+    evil.say(FromClient::Heartbeat { seq: 1, progress: Vec::new(), jobs_max: None }).await;
     assert_eq!(evil.next().await, FromServer::HeartbeatAck { seq: 1 });
 
     assert_eq!(server.transfer(&transfer.id).await.state(), State::Offered);

@@ -8,8 +8,8 @@ use std::{
 
 use serde::Serialize;
 
-use super::upload::Progress;
-use crate::ids::SessionEpoch;
+use super::{allowance::Allowance, upload::Progress};
+use crate::{ids::SessionEpoch, rate::Rate};
 
 /// What does not change while the process lives.
 #[derive(Debug, Clone, Serialize)]
@@ -21,12 +21,12 @@ pub(super) struct Facts {
     pub(super) server: String,
     pub(super) default_file: Option<String>,
     pub(super) allowed_roots: Vec<String>,
-    pub(super) jobs_max: u32,
 }
 
 #[derive(Debug)]
 pub(super) struct Board {
     facts: Facts,
+    allowance: Arc<Allowance>,
     now: Mutex<Now>,
 }
 
@@ -44,6 +44,10 @@ struct Now {
 pub(super) struct Page {
     #[serde(flatten)]
     facts: Facts,
+    jobs_max: u32,
+    /// Absent: no cap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_max_bytes_per_second: Option<u64>,
     session: Session,
     last_server_contact: Option<String>,
     last_error: Option<String>,
@@ -67,10 +71,12 @@ struct Transfer {
     path: String,
     bytes_sent: u64,
     size: u64,
+    /// A cap holds it back.
+    throttled: bool,
 }
 
 impl Board {
-    pub(super) fn new(facts: Facts) -> Self {
+    pub(super) fn new(facts: Facts, allowance: Arc<Allowance>) -> Self {
         let now = Now {
             session: None,
             since: SystemTime::now(),
@@ -78,7 +84,7 @@ impl Board {
             last_error: None,
             transfers: Vec::new(),
         };
-        Self { facts, now: Mutex::new(now) }
+        Self { facts, allowance, now: Mutex::new(now) }
     }
 
     pub(super) fn connected(&self, epoch: SessionEpoch) {
@@ -112,9 +118,12 @@ impl Board {
             path: progress.path.clone(),
             bytes_sent: progress.sent.load(Ordering::Relaxed),
             size: progress.size.load(Ordering::Relaxed),
+            throttled: progress.throttled.load(Ordering::Relaxed),
         });
         Page {
             facts: self.facts.clone(),
+            jobs_max: self.allowance.uploads_max(),
+            rate_max_bytes_per_second: self.allowance.pace.rate().map(Rate::bytes_per_second),
             session: Session {
                 connected: now.session.is_some(),
                 epoch: now.session.map(|epoch| epoch.0),

@@ -14,6 +14,7 @@ use super::server_url::ServerUrl;
 use crate::{
     ids::{ClientId, RemotePath},
     limits,
+    rate::Rate,
     settings::{self, ConfigError, Picker},
     telemetry::LogFormat,
 };
@@ -39,6 +40,9 @@ it wins over.
 
 Without --allow, and with a server on this machine, one file is shared:
 $HOME/file_to_download.txt, which is made (100 MB) if it is not there.
+
+On SIGHUP the file (--config) is read again: max_rate and max_uploads hold at once, for running
+uploads as well; what else has changed takes effect after a restart. A bad file changes nothing.
 
 RUST_LOG filters the log (default: info), which goes to standard error.
 
@@ -77,7 +81,7 @@ impl GenerateFile {
 
 /// The flags, as typed.
 #[allow(clippy::doc_markdown)] // The comments are the text of --help.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub struct Flags {
     /// Address of the server [default: http://localhost:3000] [short variable: SERVER_URL].
     #[arg(long, value_name = "URL", env = "FTS_SERVER", hide_env_values = true)]
@@ -98,9 +102,16 @@ pub struct Flags {
     /// $HOME/.local/state/fts-client/ID].
     #[arg(long, value_name = "DIR", env = "FTS_STATE_DIR", hide_env_values = true)]
     pub state_dir: Option<String>,
+    /// Most that all uploads together may send, in bytes a second, such as 5MB/s, 500KB/s or off; at
+    /// least 64KB/s [default: off].
+    #[arg(long, value_name = "RATE", env = "FTS_MAX_RATE", hide_env_values = true)]
+    pub max_rate: Option<String>,
     /// Files delivered at a time, 1 to 64 [default: 4].
-    #[arg(long, value_name = "N", env = "FTS_MAX_JOBS", hide_env_values = true)]
-    pub max_jobs: Option<String>,
+    #[arg(long, value_name = "N", env = "FTS_MAX_UPLOADS", hide_env_values = true)]
+    pub max_uploads: Option<String>,
+    /// Lower the priority of the client's threads, 0 to 19, as nice(1) does [default: 0].
+    #[arg(long, value_name = "N", env = "FTS_NICE", hide_env_values = true)]
+    pub nice: Option<String>,
     /// Send files in clear text to a server that is not on this machine: for test networks.
     #[arg(long, value_name = "BOOL", env = "FTS_INSECURE", hide_env_values = true,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -121,7 +132,9 @@ struct File {
     status_port: Option<u16>,
     allow: Option<Vec<String>>,
     state_dir: Option<String>,
-    max_jobs: Option<u32>,
+    max_rate: Option<String>,
+    max_uploads: Option<u32>,
+    nice: Option<u8>,
     insecure: Option<bool>,
     log_format: Option<String>,
 }
@@ -179,7 +192,11 @@ pub struct ClientConfig {
     pub status: StatusPort,
     pub shared: Shared,
     pub state_dir: PathBuf,
-    pub jobs_max: u32,
+    /// Of all uploads together.
+    pub rate_max: Option<Rate>,
+    pub uploads_max: u32,
+    /// How nice the process shall be to others, 0 to 19.
+    pub nice: u8,
     pub log_format: LogFormat,
 }
 
@@ -214,8 +231,12 @@ impl Flags {
         let shared = shared(&mut picker, &server, &self.allow, file.allow, around);
         let state_dir = picker.pick(("state-dir", self.state_dir), None, file.state_dir, directory);
         let state_dir = state_dir.or_else(|| default_state_dir(&mut picker, id.as_ref(), around));
-        let jobs = file.max_jobs.map(|jobs| jobs.to_string());
-        let jobs_max = picker.pick(("max-jobs", self.max_jobs), None, jobs, jobs_of);
+        let rate_max =
+            picker.pick(("max-rate", self.max_rate), None, file.max_rate, settings::rate);
+        let uploads = file.max_uploads.map(|uploads| uploads.to_string());
+        let uploads_max = picker.pick(("max-uploads", self.max_uploads), None, uploads, uploads_of);
+        let nice = file.nice.map(|nice| nice.to_string());
+        let nice = picker.pick(("nice", self.nice), None, nice, nice_of);
         let log_format =
             picker.pick(("log-format", self.log_format), None, file.log_format, LogFormat::parse);
 
@@ -229,9 +250,26 @@ impl Flags {
             status: status.unwrap_or(StatusPort::Default),
             shared,
             state_dir,
-            jobs_max: jobs_max.unwrap_or(limits::JOBS),
+            rate_max: rate_max.flatten(),
+            uploads_max: uploads_max.unwrap_or(limits::JOBS),
+            nice: nice.unwrap_or(0),
             log_format: log_format.unwrap_or_default(),
         })
+    }
+}
+
+impl ClientConfig {
+    /// Returns the name and the value of each setting that is read once, when the client starts.
+    pub(super) fn read_at_start(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("server", self.server.to_string()),
+            ("client_id", self.id.to_string()),
+            ("status_port", format!("{:?}", self.status)),
+            ("allow", format!("{:?}", self.shared)),
+            ("state_dir", format!("{:?}", self.state_dir)),
+            ("nice", self.nice.to_string()),
+            ("log_format", format!("{:?}", self.log_format)),
+        ]
     }
 }
 
@@ -255,9 +293,14 @@ fn port_of(text: &str) -> Result<StatusPort, String> {
     }
 }
 
-fn jobs_of(text: &str) -> Result<u32, String> {
-    let jobs = text.parse().ok().filter(|jobs| (1..=limits::JOBS_MAX).contains(jobs));
-    jobs.ok_or_else(|| format!("not a number from 1 to {}", limits::JOBS_MAX))
+fn uploads_of(text: &str) -> Result<u32, String> {
+    let uploads = text.parse().ok().filter(|uploads| (1..=limits::JOBS_MAX).contains(uploads));
+    uploads.ok_or_else(|| format!("not a number from 1 to {}", limits::JOBS_MAX))
+}
+
+fn nice_of(text: &str) -> Result<u8, String> {
+    let nice = text.parse().ok().filter(|nice| *nice <= limits::NICE_MAX);
+    nice.ok_or_else(|| format!("not a number from 0 to {}", limits::NICE_MAX))
 }
 
 fn directory(text: &str) -> Result<PathBuf, String> {
@@ -393,7 +436,7 @@ mod tests {
         let path = "/home/u/file_to_download.txt".parse().expect("a path");
         assert_eq!(config.shared, Shared::DemoFile { path, size: 100_000_000 });
         assert_eq!(config.state_dir, Path::new("/home/u/.local/state/fts-client/client-1"));
-        assert_eq!(config.jobs_max, limits::JOBS);
+        assert_eq!((config.uploads_max, config.rate_max), (limits::JOBS, None));
     }
 
     #[test]
@@ -431,7 +474,9 @@ mod tests {
             client_id: some("-a b"),
             status_port: some("65536"),
             allow: vec!["/a/../b".into(), "/ok".into()],
-            max_jobs: some("0"),
+            max_rate: some("5Mb/s"),
+            max_uploads: some("0"),
+            nice: some("-1"),
             insecure: some("perhaps"),
             log_format: some("xml"),
             ..Flags::default()
@@ -443,7 +488,9 @@ mod tests {
             "--client-id",
             "--status-port",
             "--allow",
-            "--max-jobs",
+            "--max-rate",
+            "--max-uploads",
+            "--nice",
             "--log-format",
         ];
         for name in named {
@@ -458,7 +505,7 @@ mod tests {
     fn the_flag_wins_over_the_file_and_the_file_over_the_default() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("c.toml");
-        let text = "client_id = \"of-file\"\nmax_jobs = 7\nallow = [\"/file\"]\nstatus_port = 0\n";
+        let text = "client_id = \"of-file\"\nmax_uploads = 7\nmax_rate = \"5MB/s\"\nallow = [\"/file\"]\nstatus_port = 0\n";
         fs::write(&path, text).expect("written");
         let flags = Flags {
             client_id: some("of-flag"),
@@ -468,7 +515,8 @@ mod tests {
         };
         let config = flags.resolve(&around()).expect("valid");
         assert_eq!(config.id.as_str(), "of-flag");
-        assert_eq!(config.jobs_max, 7);
+        assert_eq!(config.uploads_max, 7);
+        assert_eq!(config.rate_max.map(Rate::bytes_per_second), Some(5_000_000));
         assert_eq!(config.shared, Shared::Roots(vec!["/flag".parse().expect("a path")]));
         assert!(matches!(config.status, StatusPort::None));
     }
@@ -490,7 +538,7 @@ mod tests {
     fn an_unknown_key_of_the_file_is_an_error_with_its_line() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("c.toml");
-        fs::write(&path, "max_jobs = 1\nalow = [\"/\"]\n").expect("written");
+        fs::write(&path, "max_uploads = 1\nalow = [\"/\"]\n").expect("written");
         let flags = Flags { config: Some(path), ..Flags::default() };
         let problems = flags.resolve(&around()).expect_err("refused").problems;
         assert!(problems[0].contains("line 2"), "{problems:?}");
@@ -549,8 +597,9 @@ mod tests {
     #[test]
     fn the_help_names_every_variable_and_exit_code() {
         let help = <Cli as clap::CommandFactory>::command().render_long_help().to_string();
-        for word in ["FTS_SERVER", "SERVER_URL", "FTS_ALLOW", "CLIENT_PORT", "78", "generate-file"]
-        {
+        let words = "FTS_SERVER SERVER_URL FTS_ALLOW CLIENT_PORT FTS_MAX_RATE FTS_MAX_UPLOADS \
+                     FTS_NICE SIGHUP 78 generate-file";
+        for word in words.split_whitespace() {
             assert!(help.contains(word), "{word}");
         }
     }

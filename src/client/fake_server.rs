@@ -13,6 +13,7 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
+    allowance::Allowance,
     board::{Board, Facts},
     config::Shared,
     data_connection::DataConnection,
@@ -132,14 +133,7 @@ impl FakeServer {
 
     /// Returns the next `Connect`, welcome, with the usual heartbeat.
     pub(super) async fn session(&mut self) -> FakeSession {
-        let session = self.hello().await;
-        let welcome = FromServer::Welcome {
-            session: SessionEpoch(1),
-            heartbeat: Duration::from_secs(25),
-            silence: Duration::from_secs(55),
-        };
-        session.say(welcome).await;
-        session
+        self.hello().await.welcome().await
     }
 
     pub(super) async fn upload(&mut self) -> FakeUpload {
@@ -148,6 +142,16 @@ impl FakeServer {
 }
 
 impl FakeSession {
+    pub(super) async fn welcome(self) -> Self {
+        let welcome = FromServer::Welcome {
+            session: SessionEpoch(1),
+            heartbeat: Duration::from_secs(25),
+            silence: Duration::from_secs(55),
+        };
+        self.say(welcome).await;
+        self
+    }
+
     pub(super) async fn say(&self, message: FromServer) {
         self.outbound.send(Ok(message.into())).await.expect("the stream is open");
     }
@@ -187,6 +191,7 @@ impl FakeUpload {
 /// A client's link with a directory of its own, `root`, which alone it may read.
 pub(super) struct Client {
     pub(super) temp: TempDir,
+    pub(super) allowance: Arc<Allowance>,
     pub(super) shutdown: Shutdown,
 }
 
@@ -200,16 +205,17 @@ impl Client {
         let source = Source::new(&Shared::Roots(vec![root]), Arc::new(state));
         let instance = InstanceId::generate();
         let data = DataConnection::new(server.dialer.clone());
-        let uploader = Uploader::new(Arc::new(source), data, instance);
-        let board = Arc::new(Board::new(Facts {
+        let allowance = Allowance::new(None, 2);
+        let uploader = Uploader::new(Arc::new(source), data, instance, allowance.pace.clone());
+        let facts = Facts {
             id: "client-1".into(),
             instance: instance.short(),
             version: "1",
             server: "fake".into(),
             default_file: None,
             allowed_roots: vec![],
-            jobs_max: 2,
-        }));
+        };
+        let board = Arc::new(Board::new(facts, allowance.clone()));
         let hello = Hello {
             client: "client-1".parse().expect("an id"),
             instance,
@@ -224,12 +230,12 @@ impl Client {
         let link = Link {
             dialer: server.dialer.clone(),
             hello,
-            jobs: Jobs::new(uploader, 2, board.clone()),
+            jobs: Jobs::new(uploader, allowance.clone(), board.clone()),
             board,
             shutdown: shutdown.clone(),
         };
         shutdown.spawn(link.run());
-        Self { temp, shutdown }
+        Self { temp, allowance, shutdown }
     }
 
     /// Ends it as a signal does.

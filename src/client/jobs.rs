@@ -13,13 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
+    allowance::Allowance,
     board::Board,
     upload::{Progress, Uploader},
 };
 use crate::{
     ids::{AttemptId, TransferId},
     limits, telemetry,
-    wire::session::{Command, Outcome, Report, Verdict},
+    wire::session::{Command, Outcome, Report, UploadProgress, Verdict},
 };
 
 /// What is to be done about a command.
@@ -146,7 +147,7 @@ struct Running {
 pub(super) struct Jobs {
     uploader: Arc<Uploader>,
     board: Arc<Board>,
-    running_max: usize,
+    allowance: Arc<Allowance>,
     taking: bool,
     table: Table,
     running: HashMap<TransferId, Running>,
@@ -157,11 +158,11 @@ pub(super) struct Jobs {
 }
 
 impl Jobs {
-    pub(super) fn new(uploader: Uploader, jobs_max: u32, board: Arc<Board>) -> Self {
+    pub(super) fn new(uploader: Uploader, allowance: Arc<Allowance>, board: Arc<Board>) -> Self {
         Self {
             uploader: Arc::new(uploader),
             board,
-            running_max: jobs_max as usize,
+            allowance,
             taking: true,
             table: Table::default(),
             running: HashMap::new(),
@@ -193,7 +194,7 @@ impl Jobs {
         let reports = self.reports.kept.len() + self.tasks.len();
         if !self.taking || reports >= limits::REPORTS_MAX {
             Room::Nothing
-        } else if self.running.len() >= self.running_max {
+        } else if self.running.len() >= self.allowance.uploads_max() as usize {
             Room::ForAnother
         } else {
             Room::ForOneMore
@@ -279,9 +280,33 @@ impl Jobs {
         self.running.values().map(|running| running.progress.attempt).collect()
     }
 
-    pub(super) fn progress(&self) -> Vec<(AttemptId, u64)> {
+    pub(super) fn progress(&self) -> Vec<UploadProgress> {
         let each = self.running.values().map(|running| &running.progress);
-        each.map(|p| (p.attempt, p.sent.load(Ordering::Relaxed))).collect()
+        each.map(|progress| UploadProgress {
+            attempt: progress.attempt,
+            sent_bytes: progress.sent.load(Ordering::Relaxed),
+            throttled: progress.throttled.load(Ordering::Relaxed),
+        })
+        .collect()
+    }
+
+    /// Looks which attempts a cap holds back; returns whether that has changed.
+    pub(super) fn look_at_caps(&self) -> bool {
+        let mut changed = false;
+        for running in self.running.values() {
+            let throttled = running.progress.held.look();
+            changed |= running.progress.throttled.swap(throttled, Ordering::Relaxed) != throttled;
+        }
+        changed
+    }
+
+    pub(super) fn is_throttled(&self) -> bool {
+        let mut all = self.running.values();
+        all.any(|running| running.progress.throttled.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn allowance(&self) -> &Arc<Allowance> {
+        &self.allowance
     }
 
     /// Whether there is a report that this session has not told.
@@ -319,6 +344,7 @@ mod tests {
             path: Ok(None),
             consistency: Consistency::Auto,
             size_max: 1,
+            rate_max: None,
         }
     }
 

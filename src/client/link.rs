@@ -18,7 +18,7 @@ use crate::{backoff::Backoff, limits, shutdown::Shutdown, wire::session::Hello};
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) dialer: Dialer,
-    /// Without the attempts that run, which are filled in for each session.
+    /// Without what is filled in for each session: the attempts that run, and how many may.
     pub(super) hello: Hello,
     pub(super) jobs: Jobs,
     pub(super) board: Arc<Board>,
@@ -51,6 +51,7 @@ impl Link {
     /// Holds one session, from dialling to its end.
     async fn session(&mut self) -> End {
         self.hello.running = self.jobs.running();
+        self.hello.jobs_max = self.jobs.allowance().uploads_max();
         let draining = self.shutdown.draining().clone();
         let opening = timeout(
             limits::WELCOME_WAIT,
@@ -155,6 +156,7 @@ mod tests {
             path: Ok(path.map(|path| path.parse().expect("a path"))),
             consistency: Consistency::Auto,
             size_max: 1 << 30,
+            rate_max: None,
         }
     }
 
@@ -180,12 +182,45 @@ mod tests {
         let mut last = Instant::now();
         for seq in 1..=20 {
             let beat = session.next().await;
-            assert_eq!(beat, Some(FromClient::Heartbeat { seq, progress: vec![] }));
+            let expected = FromClient::Heartbeat { seq, progress: vec![], jobs_max: Some(2) };
+            assert_eq!(beat, Some(expected));
             let pause = last.elapsed().as_secs_f64();
             assert!((19.9..30.1).contains(&pause), "{pause}");
             last = Instant::now();
             session.say(FromServer::HeartbeatAck { seq }).await;
         }
+        client.stop().await;
+    }
+
+    fn jobs_max(beat: Option<FromClient>) -> Option<u32> {
+        match beat {
+            Some(FromClient::Heartbeat { jobs_max, .. }) => jobs_max,
+            other => panic!("no heartbeat: {other:?}"),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_changed_number_of_uploads_is_told_at_once_and_in_the_next_hello() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let mut session = server.session().await;
+        assert_eq!(session.hello.jobs_max, 2);
+        assert_eq!(jobs_max(session.next().await), Some(2));
+        let begun = Instant::now();
+        for uploads_max in [7, 1] {
+            client.allowance.set(None, uploads_max);
+            assert_eq!(jobs_max(session.next().await), Some(uploads_max));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+
+        drop(session);
+        let session = server.hello().await;
+        assert_eq!(session.hello.jobs_max, 1);
+        // A change between Hello and Welcome is not lost.
+        client.allowance.set(None, 5);
+        let mut session = session.welcome().await;
+        assert_eq!(jobs_max(session.next().await), Some(5));
+        drop(session);
         client.stop().await;
     }
 

@@ -79,6 +79,8 @@ impl fmt::Display for End {
 pub(super) struct Session {
     pub(super) epoch: SessionEpoch,
     client: ClientId,
+    /// As Hello said it.
+    jobs_max: u32,
     heartbeat: Duration,
     silence: Duration,
     outbox: mpsc::Sender<ClientMessage>,
@@ -115,7 +117,7 @@ impl Session {
             .max_encoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX)
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
         let (outbox, messages) = mpsc::channel(limits::OUTBOX_MAX);
-        let client_id = hello.client.clone();
+        let (client_id, jobs_max) = (hello.client.clone(), hello.jobs_max);
         outbox.try_send(FromClient::Hello(hello).into()).expect("the outbox is empty");
         let refused = |status| End::Refused(status_text(&status));
         let response = client.connect(ReceiverStream::new(messages)).await.map_err(refused)?;
@@ -129,6 +131,7 @@ impl Session {
                 let mut session = Self {
                     epoch: session,
                     client: client_id,
+                    jobs_max,
                     heartbeat,
                     silence,
                     outbox,
@@ -163,6 +166,13 @@ impl Session {
         let mut leaving = Leaving::No;
         let mut report_pace = interval(limits::REPORT_PAUSE);
         report_pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = interval(limits::THROTTLED_LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut uploads_max = jobs.allowance().uploads_max_changes();
+        // What has changed since Hello, and what it does not say.
+        if *uploads_max.borrow_and_update() != self.jobs_max || jobs.is_throttled() {
+            self.say_beat(jobs);
+        }
         loop {
             let has_room = self.queue.len() < limits::OUTBOX_MAX;
             let may_report = self.queue.is_empty() && jobs.has_report();
@@ -185,6 +195,13 @@ impl Session {
                 }
                 () = sleep_until(deadline) => return End::Silent(self.silence),
                 () = sleep_until(self.next_beat) => self.beat(jobs),
+                _ = look.tick(), if !jobs.is_idle() => {
+                    if jobs.look_at_caps() {
+                        self.say_beat(jobs);
+                    }
+                }
+                // The sender lives with the jobs: it is not gone.
+                _ = uploads_max.changed() => self.say_beat(jobs),
                 // Closed: the stream has broken, and the inbound half knows why.
                 Ok(permit) = outbox.reserve(), if !self.queue.is_empty() => {
                     if let Some(message) = self.queue.pop_front() {
@@ -245,13 +262,19 @@ impl Session {
         self.plan_beat();
         // What the server could not take before, it may take now.
         jobs.tell_again();
+        self.say_beat(jobs);
+    }
+
+    /// Says how things stand, whenever it was last said.
+    fn say_beat(&mut self, jobs: &Jobs) {
         self.seq += 1;
-        // One that the transport has not taken makes a second one useless.
-        let is_waiting = |message: &FromClient| matches!(message, FromClient::Heartbeat { .. });
-        if !self.queue.iter().any(is_waiting) {
-            let beat = FromClient::Heartbeat { seq: self.seq, progress: jobs.progress() };
-            self.queue.push_back(beat);
-        }
+        // One that the transport has not taken is out of date.
+        self.queue.retain(|message| !matches!(message, FromClient::Heartbeat { .. }));
+        self.queue.push_back(FromClient::Heartbeat {
+            seq: self.seq,
+            progress: jobs.progress(),
+            jobs_max: Some(jobs.allowance().uploads_max()),
+        });
     }
 
     fn plan_beat(&mut self) {

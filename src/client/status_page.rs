@@ -174,18 +174,21 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
-    use crate::{client::board::Facts, ids::SessionEpoch};
+    use crate::{
+        client::{allowance::Allowance, board::Facts},
+        ids::SessionEpoch,
+    };
 
     fn board() -> Arc<Board> {
-        Arc::new(Board::new(Facts {
+        let facts = Facts {
             id: "client-1".into(),
             instance: "0123abcd".into(),
             version: "1",
             server: "http://localhost:3000".into(),
             default_file: None,
             allowed_roots: vec!["/srv".into()],
-            jobs_max: 4,
-        }))
+        };
+        Arc::new(Board::new(facts, Allowance::new(None, 4)))
     }
 
     fn status(method: &Method, path: &str, headers: &[(&'static str, &str)]) -> StatusCode {
@@ -267,6 +270,8 @@ mod tests {
         assert_eq!(body["session"]["connected"], true);
         assert_eq!(body["session"]["epoch"], 7);
         assert!(body["default_file"].is_null());
+        assert_eq!(body["jobs_max"], 4);
+        assert!(body.get("rate_max_bytes_per_second").is_none());
         assert_eq!(body["transfers"], json!([]));
     }
 

@@ -8,7 +8,7 @@ use std::{
     future::Future,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -23,6 +23,7 @@ use tonic::{Response, Status};
 
 use super::{
     data_connection::DataConnection,
+    pace::{Held, Limiter, Pace, Paced},
     reader,
     source::{Denied, OpenFile, Source, SourceError},
 };
@@ -45,6 +46,8 @@ pub(super) struct Uploader {
     source: Arc<Source>,
     data: Arc<DataConnection>,
     instance: InstanceId,
+    /// Shared by all of them.
+    pace: Arc<Limiter>,
     /// Counts the threads that touch the disk, because a read that hangs outlives its attempt.
     readers: Arc<Semaphore>,
 }
@@ -57,6 +60,9 @@ pub(super) struct Progress {
     pub(super) path: String,
     pub(super) sent: AtomicU64,
     pub(super) size: AtomicU64,
+    pub(super) held: Arc<Held>,
+    /// Whether a cap held it back, at the last look.
+    pub(super) throttled: AtomicBool,
     /// Of the whole file, once it has been read.
     digest: OnceLock<Digest>,
 }
@@ -69,6 +75,8 @@ impl Progress {
             path: path.map(|path| path.as_str().to_owned()).unwrap_or_default(),
             sent: AtomicU64::new(0),
             size: AtomicU64::new(0),
+            held: Arc::default(),
+            throttled: AtomicBool::new(false),
             digest: OnceLock::new(),
         }
     }
@@ -86,9 +94,10 @@ impl Uploader {
         source: Arc<Source>,
         data: Arc<DataConnection>,
         instance: InstanceId,
+        pace: Arc<Limiter>,
     ) -> Self {
         let readers = Arc::new(Semaphore::new(limits::READERS_MAX));
-        Self { source, data, instance, readers }
+        Self { source, data, instance, pace, readers }
     }
 
     /// Delivers the file that `command` asks for, unless `stop` fires. Dropping it stops it as
@@ -198,7 +207,9 @@ impl Uploader {
             }
         }));
         let lease = self.data.lease();
-        let mut client = FileTransferClient::new(lease.channel.clone())
+        let pace =
+            Pace { client: self.pace.clone(), own: command.rate_max, held: told.held.clone() };
+        let mut client = FileTransferClient::new(Paced::new(lease.channel.clone(), pace))
             .max_encoding_message_size(limits::UPLOAD_MESSAGE_BYTES_MAX)
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
         let call = client.upload_file(ReceiverStream::new(receiver));
@@ -342,12 +353,16 @@ fn log_denied(command: &Command, why: Denied) {
 
 #[cfg(all(test, feature = "server"))] // For the fake server.
 mod tests {
-    use std::fs;
+    use std::{
+        fs,
+        time::{Duration, Instant},
+    };
 
     use super::*;
     use crate::{
         client::fake_server::{Client, FakeServer, FakeSession, FakeUpload},
         ids::{Epoch, TransferId},
+        rate::Rate,
         status::Reason,
         transfer::{Consistency, Delivered, Finish},
         wire::{
@@ -387,6 +402,7 @@ mod tests {
             path: Ok(Some(path.to_str().expect("text").parse().expect("a path"))),
             consistency: Consistency::Auto,
             size_max: 1 << 30,
+            rate_max: None,
         }
     }
 
@@ -566,6 +582,67 @@ mod tests {
         for (attempt, verdict) in expected {
             assert_eq!(session.next().await, Some(FromClient::Reply { attempt, verdict }));
         }
+    }
+
+    /// Returns which attempts the next heartbeat says are held back.
+    async fn held_back(session: &mut FakeSession) -> Vec<AttemptId> {
+        loop {
+            if let Some(FromClient::Heartbeat { progress, .. }) = session.next().await {
+                let held = progress.into_iter().filter(|each| each.throttled);
+                return held.map(|each| each.attempt).collect();
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_cap_holds_back_is_told_early_and_again_when_it_is_over() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        let rate = |bytes| Some(Rate::try_from(bytes).expect("enough"));
+        client.allowance.set(rate(limits::RATE_MIN_BYTES), 2);
+        fs::write(client.temp.path().join("root/f"), data()).expect("written");
+        let mut session = server.session().await;
+        let begun = Instant::now();
+        let command = command(&client, TransferId::generate(), 1);
+        session.say(FromServer::Download(command.clone())).await;
+        let mut upload = server.upload().await;
+        assert_eq!(held_back(&mut session).await, [command.attempt]);
+
+        drop(session);
+        let mut session = server.session().await;
+        assert_eq!(held_back(&mut session).await, [command.attempt], "told in each session");
+
+        client.allowance.set(None, 2);
+        let (bytes, _) = take(&mut upload).await;
+        assert_eq!(bytes, data());
+        assert_eq!(held_back(&mut session).await, []);
+        // Far less than the cap would need, and less than a heartbeat.
+        assert!(begun.elapsed() < Duration::from_secs(19), "{:?}", begun.elapsed());
+        upload.answer(Ok(receipt(&command, SIZE as u64, root())));
+        assert_eq!(session.report().await.outcome, Outcome::Delivered);
+        drop(session);
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_transfer_has_a_cap_of_its_own_and_the_others_none() {
+        let (mut server, client, session, free) = begin().await;
+        let mut upload = server.upload().await;
+        let rate_max = Rate::try_from(4 << 20).ok();
+        let capped = Command { rate_max, ..command(&client, TransferId::generate(), 1) };
+        let begun = Instant::now();
+        session.say(FromServer::Download(capped.clone())).await;
+        let mut slow = server.upload().await;
+        let (bytes, _) = take(&mut slow).await;
+        assert_eq!(bytes, data());
+        // 16 MiB at 4 MiB/s, less what may be sent at once.
+        assert!(begun.elapsed() > Duration::from_secs(3), "{:?}", begun.elapsed());
+        slow.answer(Ok(receipt(&capped, SIZE as u64, root())));
+        let (bytes, _) = take(&mut upload).await;
+        assert_eq!(bytes, data());
+        upload.answer(Ok(receipt(&free, SIZE as u64, root())));
+        drop(session);
+        client.stop().await;
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::{AttemptId, ClientId, IdError, InstanceId, RemotePath, SessionEpoch},
+    rate::Rate,
     transfer::{Consistency, FailReason, Fingerprint, Finish},
 };
 
@@ -38,7 +39,9 @@ pub enum FromClient {
     Hello(Hello),
     Heartbeat {
         seq: u64,
-        progress: Vec<(AttemptId, u64)>,
+        progress: Vec<UploadProgress>,
+        /// How many commands the client takes at a time now; absent: as before.
+        jobs_max: Option<u32>,
     },
     Reply {
         attempt: AttemptId,
@@ -50,6 +53,15 @@ pub enum FromClient {
     },
     /// Of a later version: to be ignored.
     Unknown,
+}
+
+/// How far an attempt is, as its client says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UploadProgress {
+    pub attempt: AttemptId,
+    pub sent_bytes: u64,
+    /// A cap holds it back.
+    pub throttled: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +138,8 @@ pub struct Command {
     pub path: Result<Option<RemotePath>, IdError>,
     pub consistency: Consistency,
     pub size_max: u64,
+    /// Its own cap, besides the client's.
+    pub rate_max: Option<Rate>,
 }
 
 /// From a client, on `UploadFile`.

@@ -42,7 +42,9 @@ impl TestClient {
             status: StatusPort::None,
             shared: Shared::Roots(allowed.iter().map(root).collect()),
             state_dir: state.path().join("state"),
-            jobs_max: limits::JOBS,
+            rate_max: None,
+            uploads_max: limits::JOBS,
+            nice: 0,
             log_format: LogFormat::Text,
         };
         let client = Client::new(config).expect("a client");

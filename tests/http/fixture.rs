@@ -50,7 +50,9 @@ impl DemoClient {
             status: StatusPort::Bound(TcpListener::bind("127.0.0.1:0").expect("a port")),
             shared: Shared::DemoFile { path, size: data.len() as u64 },
             state_dir: dir.path().join("state"),
-            jobs_max: limits::JOBS,
+            rate_max: None,
+            uploads_max: limits::JOBS,
+            nice: 0,
             log_format: LogFormat::Text,
         };
         let client = Client::new(config).expect("a client");

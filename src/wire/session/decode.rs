@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use super::{
-    Command, FromClient, FromServer, Header, Hello, Outcome, PROTOCOL, Report, Upload, Verdict,
-    WireError,
+    Command, FromClient, FromServer, Header, Hello, Outcome, PROTOCOL, Report, Upload,
+    UploadProgress, Verdict, WireError,
 };
 use crate::{
     ids::{AttemptId, Digest, Epoch, InstanceId, SessionEpoch, bounded},
     limits,
+    rate::Rate,
     transfer::{Consistency, Delivered, FailReason, Fingerprint, Finish},
     wire::proto,
 };
@@ -33,10 +34,17 @@ impl TryFrom<proto::ClientMessage> for FromClient {
             Body::Heartbeat(beat) => {
                 let at_most = limits::JOBS_MAX as usize;
                 let each = beat.progress.into_iter().take(at_most);
-                let progress = each.map(|p| Ok((p.attempt.try_into()?, p.bytes_sent)));
+                let progress = each.map(|p| {
+                    let (sent_bytes, throttled) = (p.bytes_sent, p.throttled);
+                    Ok(UploadProgress { attempt: p.attempt.try_into()?, sent_bytes, throttled })
+                });
+                if beat.jobs_max == Some(0) {
+                    return Err(WireError::Range("jobs_max"));
+                }
                 Self::Heartbeat {
                     seq: beat.seq,
                     progress: progress.collect::<Result<_, WireError>>()?,
+                    jobs_max: beat.jobs_max.map(|jobs| jobs.min(limits::JOBS_MAX)),
                 }
             }
             Body::Reply(reply) => {
@@ -145,7 +153,10 @@ impl TryFrom<proto::DownloadCommand> for Command {
             path => path.parse().map(Some),
         };
         let size_max = command.size_max.min(limits::FILE_BYTES_MAX);
-        Ok(Self { attempt: command.attempt.try_into()?, path, consistency, size_max })
+        // A cap below the smallest is no reason to have none.
+        let rate_max = command.max_rate.max(limits::RATE_MIN_BYTES);
+        let rate_max = Rate::try_from(rate_max).ok().filter(|_| command.max_rate > 0);
+        Ok(Self { attempt: command.attempt.try_into()?, path, consistency, size_max, rate_max })
     }
 }
 

@@ -4,9 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Command, FromClient, FromServer, Hello, Outcome, PROTOCOL, Report, Upload, Verdict};
+use super::{
+    Command, FromClient, FromServer, Hello, Outcome, PROTOCOL, Report, Upload, UploadProgress,
+    Verdict,
+};
 use crate::{
     ids::AttemptId,
+    rate::Rate,
     transfer::{Consistency, Delivered, FailReason, Fingerprint},
     wire::proto,
 };
@@ -80,13 +84,9 @@ impl From<FromClient> for proto::ClientMessage {
         use proto::client_message::Body;
         let body = match message {
             FromClient::Hello(hello) => Some(Body::Hello(hello.into())),
-            FromClient::Heartbeat { seq, progress } => {
-                let each = |(attempt, bytes_sent): (AttemptId, u64)| proto::Progress {
-                    attempt: Some(attempt.into()),
-                    bytes_sent,
-                };
-                let progress = progress.into_iter().map(each).collect();
-                Some(Body::Heartbeat(proto::Heartbeat { seq, progress }))
+            FromClient::Heartbeat { seq, progress, jobs_max } => {
+                let progress = progress.into_iter().map(Into::into).collect();
+                Some(Body::Heartbeat(proto::Heartbeat { seq, progress, jobs_max }))
             }
             FromClient::Reply { attempt, verdict } => {
                 let verdict = proto::command_reply::Verdict::from(verdict).into();
@@ -97,6 +97,13 @@ impl From<FromClient> for proto::ClientMessage {
             FromClient::Unknown => None,
         };
         Self { body }
+    }
+}
+
+impl From<UploadProgress> for proto::Progress {
+    fn from(progress: UploadProgress) -> Self {
+        let UploadProgress { attempt, sent_bytes, throttled } = progress;
+        Self { attempt: Some(attempt.into()), bytes_sent: sent_bytes, throttled }
     }
 }
 
@@ -176,6 +183,7 @@ impl From<Command> for proto::DownloadCommand {
             consistency: proto::Consistency::from(command.consistency).into(),
             size_max: command.size_max,
             resume: None,
+            max_rate: command.rate_max.map(Rate::bytes_per_second).unwrap_or_default(),
         }
     }
 }
