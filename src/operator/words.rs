@@ -14,7 +14,10 @@ use crate::wire::proto::{self, FailReason, State, Transfer, WaitingReason};
 pub(super) fn standing(transfer: &Transfer, last_seen: Option<SystemTime>) -> String {
     let name = view::state(transfer.state);
     match transfer.state() {
-        State::Receiving => format!("{name}: {}", progress(transfer)),
+        State::Receiving => match waiting(transfer, last_seen) {
+            Some(why) => format!("{name}: {}; {why}", progress(transfer)),
+            None => format!("{name}: {}", progress(transfer)),
+        },
         State::Queued | State::Interrupted => match waiting(transfer, last_seen) {
             Some(why) => format!("{name}; {why}"),
             None => name,
@@ -64,7 +67,7 @@ pub(super) fn waiting(transfer: &Transfer, last_seen: Option<SystemTime>) -> Opt
             None => "the last attempt came to nothing".to_owned(),
         },
         WaitingReason::ServerDiskLow => "the server's disk is almost full".to_owned(),
-        WaitingReason::Throttled => "the server limits how much moves at a time".to_owned(),
+        WaitingReason::Throttled => "a cap on the rate holds it back".to_owned(),
         WaitingReason::ClientPolicyWindow => {
             format!("the policy of client {client} allows it only at certain hours")
         }
@@ -234,6 +237,10 @@ mod tests {
             standing(&waits(WaitingReason::Paused), None),
             "QUEUED; paused: `fts resume T` goes on"
         );
+        let mut moves = waits(WaitingReason::Throttled);
+        moves.state = State::Receiving.into();
+        let told = "RECEIVING: 0 B; waiting: a cap on the rate holds it back";
+        assert_eq!(standing(&moves, None), told);
         let mut soon = waits(WaitingReason::ClientBusy);
         let at = SystemTime::now() + Duration::from_secs(3601);
         soon.waiting.as_mut().expect("waiting").next_attempt_time = Some(at.into());

@@ -39,9 +39,9 @@ pub async fn serve(
     address: String,
 ) {
     match open(&coordinator, &mut inbound, address).await {
-        Ok((session, jobs_max)) => {
+        Ok(session) => {
             let span = crate::telemetry::session_span(&session.client, session.epoch);
-            let link = Link::new(coordinator, session, jobs_max, inbound, outbox);
+            let link = Link::new(coordinator, session, inbound, outbox);
             tracing::Instrument::instrument(link.run(), span).await;
         }
         Err(err) => {
@@ -56,7 +56,7 @@ async fn open(
     coordinator: &Arc<Coordinator>,
     inbound: &mut Streaming<ClientMessage>,
     address: String,
-) -> Result<(Arc<Session>, u32), Error> {
+) -> Result<Arc<Session>, Error> {
     let first = timeout(limits::HELLO_WAIT, inbound.message()).await;
     let refused = |text: &str| Error::refused(Reason::OutOfOrder, text);
     let message = match first {
@@ -71,15 +71,13 @@ async fn open(
     if coordinator.shutdown.draining().is_cancelled() {
         return Err(Error::refused(Reason::Draining, "the server is shutting down"));
     }
-    let jobs_max = hello.jobs_max;
-    Ok((coordinator.open_session(hello, address).await?, jobs_max))
+    coordinator.open_session(hello, address).await
 }
 
 /// The session's two halves, and what it remembers.
 struct Link {
     coordinator: Arc<Coordinator>,
     session: Arc<Session>,
-    jobs_max: u32,
     inbound: Streaming<ClientMessage>,
     outbox: Outbox,
     /// When the queue is looked at without a ring.
@@ -113,7 +111,6 @@ impl Link {
     fn new(
         coordinator: Arc<Coordinator>,
         session: Arc<Session>,
-        jobs_max: u32,
         inbound: Streaming<ClientMessage>,
         outbox: Outbox,
     ) -> Self {
@@ -123,7 +120,6 @@ impl Link {
             _open: coordinator.metrics.session_opened(),
             coordinator,
             session,
-            jobs_max,
             inbound,
             outbox,
             claim_at: now,
@@ -192,7 +188,14 @@ impl Link {
             FromClient::Hello(_) => {
                 Err(End::Refused(Error::refused(Reason::OutOfOrder, "a second Hello")))
             }
-            FromClient::Heartbeat { seq, .. } => self.send(FromServer::HeartbeatAck { seq }),
+            FromClient::Heartbeat { seq, progress, jobs_max } => {
+                self.send(FromServer::HeartbeatAck { seq })?;
+                self.session.note_throttled(&progress);
+                if jobs_max.is_some_and(|jobs_max| self.session.note_jobs_max(jobs_max)) {
+                    self.act().await?;
+                }
+                Ok(())
+            }
             FromClient::Reply { attempt, verdict } => {
                 let done = self.coordinator.replied(&self.session, attempt, verdict).await;
                 note(done);
@@ -236,8 +239,9 @@ impl Link {
                 self.claim_at = Instant::now() + CLAIM_PAUSE_MIN;
                 return Ok(());
             };
+            let jobs_max = self.session.jobs_max();
             let offers_max = u32::try_from(room).unwrap_or(limits::OFFERS_PER_CLAIM_MAX);
-            let claim = self.coordinator.claim(&self.session, self.jobs_max, offers_max).await;
+            let claim = self.coordinator.claim(&self.session, jobs_max, offers_max).await;
             self.session.note_full(matches!(claim, Ok(Claim::Full)));
             match claim {
                 Ok(Claim::Offered(offers)) => {

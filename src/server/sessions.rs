@@ -6,7 +6,7 @@ use std::{
     collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use super::view::Presence;
 use crate::{
     ids::{AttemptId, ClientId, InstanceId, SessionEpoch, UnixMs},
     limits,
+    wire::session::UploadProgress,
 };
 
 /// The live sessions, one for each client at most.
@@ -43,8 +44,12 @@ pub struct Session {
     /// Fires when it has left.
     pub ended: CancellationToken,
     successor: Mutex<Option<Arc<Self>>>,
+    /// How many commands the client takes at a time, as it said last.
+    jobs_max: AtomicU32,
     /// The last look at the queue found that the client has as much as it takes.
     full: AtomicBool,
+    /// Attempts that a cap of the client's, or their own, holds back, since when.
+    throttled: Mutex<Vec<(AttemptId, UnixMs)>>,
     /// Attempts that the client must stop.
     stops: Mutex<VecDeque<AttemptId>>,
     heard: Mutex<(Instant, UnixMs)>,
@@ -57,6 +62,7 @@ impl Session {
         instance: InstanceId,
         host_name: String,
         address: String,
+        jobs_max: u32,
     ) -> Self {
         let now = UnixMs::now();
         Self {
@@ -70,7 +76,9 @@ impl Session {
             superseded: CancellationToken::new(),
             ended: CancellationToken::new(),
             successor: Mutex::new(None),
+            jobs_max: AtomicU32::new(jobs_max),
             full: AtomicBool::new(false),
+            throttled: Mutex::default(),
             stops: Mutex::new(VecDeque::new()),
             heard: Mutex::new((Instant::now(), now)),
         }
@@ -106,6 +114,33 @@ impl Session {
 
     pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    /// Notes how many commands the client takes; returns whether that is another number.
+    pub fn note_jobs_max(&self, jobs_max: u32) -> bool {
+        self.jobs_max.swap(jobs_max, Ordering::Relaxed) != jobs_max
+    }
+
+    pub fn jobs_max(&self) -> u32 {
+        self.jobs_max.load(Ordering::Relaxed)
+    }
+
+    /// Notes which attempts a cap holds back now. Kept here, and not with the upload, because the
+    /// client may say so before the first byte of the upload has come.
+    pub fn note_throttled(&self, progress: &[UploadProgress]) {
+        let now = UnixMs::now();
+        let mut throttled = lock(&self.throttled);
+        let since = |attempt: AttemptId| {
+            throttled.iter().find(|(each, _)| *each == attempt).map_or(now, |(_, since)| *since)
+        };
+        let held = progress.iter().filter(|each| each.throttled);
+        let held = held.map(|each| (each.attempt, since(each.attempt))).collect();
+        *throttled = held;
+    }
+
+    /// Returns since when a cap holds this attempt back; `None` if none does.
+    pub fn throttled_since(&self, attempt: AttemptId) -> Option<UnixMs> {
+        lock(&self.throttled).iter().find(|(each, _)| *each == attempt).map(|(_, since)| *since)
     }
 
     pub fn successor(&self) -> Option<Arc<Self>> {
@@ -203,12 +238,13 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Epoch, TransferId};
 
     fn session(epoch: u64) -> Arc<Session> {
         let client = "c".parse().expect("an id");
         let address = "127.0.0.1:1".to_owned();
         let instance = InstanceId::generate();
-        Arc::new(Session::new(client, SessionEpoch(epoch), instance, "host".to_owned(), address))
+        Arc::new(Session::new(client, SessionEpoch(epoch), instance, "host".to_owned(), address, 4))
     }
 
     #[test]
@@ -223,6 +259,25 @@ mod tests {
         assert_eq!(sessions.find(&new.client).map(|s| s.epoch), Some(SessionEpoch(2)));
         assert!(sessions.leave(&new));
         assert_eq!(sessions.count(), 0);
+    }
+
+    #[test]
+    fn what_a_cap_holds_back_is_noted_since_it_began_until_it_is_over() {
+        let session = session(1);
+        let attempt = |epoch| AttemptId { transfer: TransferId::generate(), epoch: Epoch(epoch) };
+        let (one, two) = (attempt(1), attempt(2));
+        let says = |attempt, throttled| UploadProgress { attempt, sent_bytes: 0, throttled };
+        session.note_throttled(&[says(one, true), says(two, false)]);
+        let since = session.throttled_since(one).expect("held back");
+        assert_eq!(session.throttled_since(two), None);
+        assert_eq!(session.throttled_since(AttemptId { epoch: Epoch(9), ..one }), None);
+
+        session.note_throttled(&[says(one, true), says(two, true)]);
+        assert_eq!(session.throttled_since(one), Some(since), "since it began");
+        session.note_throttled(&[says(one, false), says(two, true)]);
+        assert_eq!(session.throttled_since(one), None);
+        session.note_throttled(&[]);
+        assert_eq!(session.throttled_since(two), None);
     }
 
     #[test]

@@ -47,6 +47,7 @@ impl Coordinator {
             opening.instance,
             opening.host_name,
             opening.address,
+            opening.jobs_max,
         ));
         let older = self.sessions.enter(Arc::clone(&session)).map_err(|newer| {
             let text = format!("a newer session of this client is open, {}", newer.epoch);

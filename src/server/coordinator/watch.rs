@@ -5,9 +5,9 @@ use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 
-use super::Coordinator;
+use super::{Coordinator, attempt_of};
 use crate::{
-    ids::{ClientId, TransferId},
+    ids::{ClientId, TransferId, UnixMs},
     limits,
     server::{
         error::Error,
@@ -63,10 +63,15 @@ impl Coordinator {
     /// Says why a transfer does not move. The record knows of pauses; who is there is known only
     /// here.
     fn waiting(&self, transfer: &Transfer) -> Option<Waiting> {
+        if transfer.state == State::Receiving {
+            let since = self.throttled_since(transfer)?;
+            let reason = WaitingReason::Throttled;
+            return Some(Waiting { reason, since, next_attempt: None });
+        }
         if !transfer.state.is_waiting() {
             return None;
         }
-        let now = crate::ids::UnixMs::now();
+        let now = UnixMs::now();
         let noted = transfer.waiting;
         let because = |reason| {
             let since = noted.filter(|w| w.reason == reason).map_or(transfer.updated, |w| w.since);
@@ -90,14 +95,24 @@ impl Coordinator {
         }
     }
 
-    pub(in crate::server) fn view_client(&self, record: ClientRecord) -> ClientView {
+    /// Returns since when a cap holds the transfer's upload back, as its own instance says.
+    fn throttled_since(&self, transfer: &Transfer) -> Option<UnixMs> {
+        let session = self.sessions.find(&transfer.client)?;
+        let is_own = transfer.instance == Some(session.instance);
+        session.throttled_since(attempt_of(transfer)).filter(|_| is_own)
+    }
+
+    pub(in crate::server) fn view_client(&self, mut record: ClientRecord) -> ClientView {
         match self.sessions.find(&record.opening.client) {
-            Some(session) => ClientView {
-                presence: self.sessions.presence_of(&session),
-                last_seen: session.last_seen().max(record.last_seen),
-                connected_since: Some(session.since),
-                record,
-            },
+            Some(session) => {
+                record.opening.jobs_max = session.jobs_max();
+                ClientView {
+                    presence: self.sessions.presence_of(&session),
+                    last_seen: session.last_seen().max(record.last_seen),
+                    connected_since: Some(session.since),
+                    record,
+                }
+            }
             None => ClientView {
                 presence: Presence::Offline,
                 last_seen: record.last_seen,
@@ -187,8 +202,8 @@ struct Watcher {
     items: mpsc::Sender<Result<WatchItem, Error>>,
     /// Events up to this one have been told.
     seq: u64,
-    /// Bytes last told, of each transfer that moves.
-    told: HashMap<TransferId, u64>,
+    /// What was last told of each transfer that moves: its bytes, and whether a cap holds it back.
+    told: HashMap<TransferId, (u64, bool)>,
 }
 
 /// The watch is over: its reader has gone, or all has been told.
@@ -265,13 +280,15 @@ impl Watcher {
             let id = upload.attempt.transfer;
             let is_wanted = self.query.transfer.is_none_or(|wanted| wanted == id)
                 && self.query.client.as_ref().is_none_or(|client| *client == upload.client);
-            let done = upload.done_bytes();
-            if !is_wanted || self.told.get(&id) == Some(&done) {
+            let session = self.coordinator.sessions.find(&upload.client);
+            let held = session.is_some_and(|s| s.throttled_since(upload.attempt).is_some());
+            let now = (upload.done_bytes(), held);
+            if !is_wanted || self.told.get(&id) == Some(&now) {
                 continue;
             }
             let Ok(Some(transfer)) = self.coordinator.store.transfer(id).await else { continue };
             if transfer.state == State::Receiving {
-                self.told.insert(id, done);
+                self.told.insert(id, now);
                 self.tell(WatchKind::Progress, transfer).await?;
             }
         }
