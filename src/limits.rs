@@ -94,7 +94,9 @@ pub const CLIENT_STALE_PERCENT: u32 = 160;
 pub const CLIENT_SILENCE_PERCENT: u32 = 320;
 /// Messages waiting to be sent to a peer on `Connect`.
 pub const OUTBOX_MAX: usize = 32;
-/// Client messages above this rate end the session.
+/// A peer that does not read keeps an answer waiting for this long.
+pub const OUTBOX_WAIT: Duration = Duration::from_secs(5);
+/// Client messages above this rate end the session; the two that each command asks for do not count.
 pub const CLIENT_MESSAGES_PER_SECOND_MAX: u32 = 200;
 /// Pauses between dials: the first, and the longest while nothing works.
 pub const DIAL_PAUSE_MIN: Duration = Duration::from_secs(1);
@@ -124,8 +126,6 @@ pub const NICE_MAX: u8 = 19;
 pub const REPORTS_MAX: usize = 1024;
 /// Commands that a client remembers, so that a repeated one is not run again.
 pub const COMMANDS_REMEMBERED_MAX: usize = 4096;
-/// Pause between the reports that a client sends, well below `CLIENT_MESSAGES_PER_SECOND_MAX`.
-pub const REPORT_PAUSE: Duration = Duration::from_millis(20);
 /// Threads of a client that read files. More than `JOBS_MAX`, because a read that hangs outlives
 /// its attempt.
 pub const READERS_MAX: usize = 128;

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use tokio::task::{Id, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -174,6 +174,10 @@ impl Jobs {
 
     /// Takes a command, and returns the answer to it.
     pub(super) fn command(&mut self, command: Command) -> Verdict {
+        // What has ended meanwhile makes room.
+        while let Some(ended) = self.tasks.try_join_next_with_id() {
+            self.ended(ended);
+        }
         match self.table.decide(&command, self.room()) {
             Decision::Start => {
                 self.start(command);
@@ -192,9 +196,10 @@ impl Jobs {
         // Each command that is taken makes a report, and reports are kept: so their bound is one of
         // commands.
         let reports = self.reports.kept.len() + self.tasks.len();
+        // As many again as may run wait for a place.
         if !self.taking || reports >= limits::REPORTS_MAX {
             Room::Nothing
-        } else if self.running.len() >= self.allowance.uploads_max() as usize {
+        } else if self.running.len() >= 2 * self.allowance.uploads_max() as usize {
             Room::ForAnother
         } else {
             Room::ForOneMore
@@ -215,12 +220,16 @@ impl Jobs {
             older.stop.cancel();
             older.ended
         });
-        let uploader = self.uploader.clone();
+        let (uploader, allowance) = (self.uploader.clone(), self.allowance.clone());
         let task = async move {
             let _ended = ended;
             if let Some(older) = older {
                 older.cancelled().await;
             }
+            let _place = tokio::select! {
+                place = allowance.place() => Some(place),
+                () = stop.cancelled() => None,
+            };
             uploader.run(&command, &stop, &progress).await
         };
         let span = telemetry::transfer_span(attempt.transfer);
@@ -250,13 +259,20 @@ impl Jobs {
     /// Waits until an attempt ends, and keeps its report. Never returns while none runs. Cancel
     /// safe.
     pub(super) async fn next_ended(&mut self) {
-        let report = match self.tasks.join_next_with_id().await {
+        match self.tasks.join_next_with_id().await {
+            Some(ended) => self.ended(ended),
             None => pending().await,
-            Some(Ok((id, report))) => {
+        }
+    }
+
+    /// Keeps the report of a task that ended.
+    fn ended(&mut self, ended: Result<(Id, Report), JoinError>) {
+        let report = match ended {
+            Ok((id, report)) => {
                 self.attempts.remove(&id);
                 report
             }
-            Some(Err(err)) => {
+            Err(err) => {
                 tracing::error!(error = %err, "an upload panicked");
                 let Some(attempt) = self.attempts.remove(&err.id()) else { return };
                 let detail = "the client met an error of its own".to_owned();

@@ -164,8 +164,6 @@ impl Session {
         // A clone, so that a permit does not borrow all of `self`.
         let outbox = self.outbox.clone();
         let mut leaving = Leaving::No;
-        let mut report_pace = interval(limits::REPORT_PAUSE);
-        report_pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut look = interval(limits::THROTTLED_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut uploads_max = jobs.allowance().uploads_max_changes();
@@ -174,8 +172,12 @@ impl Session {
             self.say_beat(jobs);
         }
         loop {
+            while self.queue.len() < limits::OUTBOX_MAX / 2
+                && let Some(report) = jobs.next_report()
+            {
+                self.queue.push_back(FromClient::Report(report));
+            }
             let has_room = self.queue.len() < limits::OUTBOX_MAX;
-            let may_report = self.queue.is_empty() && jobs.has_report();
             let is_said = self.queue.is_empty() && !jobs.has_report();
             let deadline = self.heard + self.silence;
             if leaving != Leaving::No && jobs.is_idle() && is_said {
@@ -207,9 +209,6 @@ impl Session {
                     if let Some(message) = self.queue.pop_front() {
                         permit.send(message.into());
                     }
-                }
-                _ = report_pace.tick(), if may_report => {
-                    self.queue.extend(jobs.next_report().map(FromClient::Report));
                 }
                 () = jobs.next_ended() => {}
                 () = shutdown.draining().cancelled(), if leaving == Leaving::No => {

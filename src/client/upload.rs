@@ -568,16 +568,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn at_most_jobs_max_run_and_the_next_is_told_busy() {
+    async fn as_many_again_as_may_run_wait_for_a_place_and_the_next_is_told_busy() {
         let (_server, client, mut session, first) = begin().await;
-        let others = [1, 1].map(|epoch| command(&client, TransferId::generate(), epoch));
+        let others = [1; 4].map(|epoch| command(&client, TransferId::generate(), epoch));
         for each in &others {
             session.say(FromServer::Download(each.clone())).await;
         }
         let expected = [
             (first.attempt, Verdict::Accepted),
             (others[0].attempt, Verdict::Accepted),
-            (others[1].attempt, Verdict::Busy),
+            (others[1].attempt, Verdict::Accepted),
+            (others[2].attempt, Verdict::Accepted),
+            (others[3].attempt, Verdict::Busy),
         ];
         for (attempt, verdict) in expected {
             assert_eq!(session.next().await, Some(FromClient::Reply { attempt, verdict }));

@@ -285,7 +285,9 @@ impl Coordinator {
     ) -> Result<Transfer, Error> {
         match self.store.apply(id, steps).await? {
             Applied::Done(mut versions) => {
-                versions.iter().for_each(|version| self.tell(version));
+                for version in &versions {
+                    self.tell(version);
+                }
                 versions.pop().ok_or_else(|| Error::Internal("no step to take".to_owned()))
             }
             Applied::Refused(err, _) => Err(err.into()),

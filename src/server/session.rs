@@ -189,7 +189,7 @@ impl Link {
                 Err(End::Refused(Error::refused(Reason::OutOfOrder, "a second Hello")))
             }
             FromClient::Heartbeat { seq, progress, jobs_max } => {
-                self.send(FromServer::HeartbeatAck { seq })?;
+                self.answer(FromServer::HeartbeatAck { seq }).await?;
                 self.session.note_throttled(&progress);
                 if jobs_max.is_some_and(|jobs_max| self.session.note_jobs_max(jobs_max)) {
                     self.act().await?;
@@ -210,7 +210,7 @@ impl Link {
                     return Ok(());
                 }
                 note(done);
-                self.send(FromServer::ReportAck(attempt))
+                self.answer(FromServer::ReportAck(attempt)).await
             }
             FromClient::Goodbye { reason } => Err(End::Goodbye(reason)),
             FromClient::Unknown => Ok(()),
@@ -249,6 +249,7 @@ impl Link {
                         let (id, epoch) = (transfer.id, transfer.epoch.0);
                         tracing::debug!(transfer_id = %id, epoch, "offered");
                         slot.send(Ok(FromServer::Download(command(transfer)).into()));
+                        self.quota.grant(MESSAGES_PER_OFFER);
                     }
                 }
                 Ok(Claim::Full) => return Ok(()),
@@ -272,6 +273,16 @@ impl Link {
                 }
             }
         }
+    }
+
+    /// Sends what a message of the client asks for. Until there is room nothing more is read of it.
+    async fn answer(&self, message: FromServer) -> Result<(), End> {
+        match timeout(limits::OUTBOX_WAIT, self.outbox.reserve()).await {
+            Ok(Ok(slot)) => slot.send(Ok(message.into())),
+            Ok(Err(_)) => return Err(End::Closed),
+            Err(_) => return Err(End::Stuck),
+        }
+        Ok(())
     }
 
     fn send(&self, message: FromServer) -> Result<(), End> {
@@ -328,7 +339,7 @@ fn command(transfer: &Transfer) -> Command {
     }
 }
 
-/// A token bucket over a client's messages.
+/// A token bucket over a client's messages, those that it was asked for aside.
 struct Quota {
     left: u32,
     since: Instant,
@@ -337,6 +348,11 @@ struct Quota {
 impl Quota {
     fn new(now: Instant) -> Self {
         Self { left: QUOTA, since: now }
+    }
+
+    /// Allows more messages, because they will be asked for.
+    fn grant(&mut self, messages: u32) {
+        self.left = self.left.saturating_add(messages);
     }
 
     fn spend(&mut self) -> Result<(), Error> {
@@ -349,6 +365,8 @@ impl Quota {
     }
 }
 
+/// The answer to a command, and the report of how it ended.
+const MESSAGES_PER_OFFER: u32 = 2;
 const QUOTA_PERIOD: Duration = Duration::from_secs(10);
 const QUOTA: u32 = limits::CLIENT_MESSAGES_PER_SECOND_MAX * 10;
 /// Between a newer session's record and its arrival here.

@@ -158,7 +158,9 @@ impl Coordinator {
         self.owned(async move {
             let claim = this.store.claim(&claimant, Moment::now()).await?;
             if let Claim::Offered(offers) = &claim {
-                offers.iter().for_each(|transfer| this.tell(transfer));
+                for transfer in offers {
+                    this.tell(transfer);
+                }
             }
             Ok(claim)
         })
