@@ -43,8 +43,8 @@ deny: ## checks licences, sources and unwanted crates (needs cargo-deny)
 doc: ## builds the documentation; a broken link is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --all-features --no-deps --document-private-items
 
-bench: ## cp, rsync and fts side by side (release build; ROUNDS=5)
-	@scripts/bench
+bench: ## fts beside cp, rsync, nginx and scp, with goals (release build; ROWS=big,disk ROUNDS=10)
+	@scripts/bench/run
 
 run-server: ## starts a server on localhost:3000
 	$(CARGO) run $(LOCKED) --bin fts-server

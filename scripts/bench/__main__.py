@@ -1,0 +1,91 @@
+"""Measures fts beside the programs that people use instead, in one run on one machine.
+
+Each row (row_*.py) says what it measures. Big files start from memory that has just been touched,
+because a virtual machine needs seconds to get a fresh GiB. Contenders run in turn, with a cp of the
+same size among them, and are compared in pairs of the same round.
+
+Tables go to standard output; every sample, the machine, the versions, and what was left out and
+why, to target/bench/*.json. A missed goal is said, and is no failure. Linux only.
+
+    ROWS=big,disk ROUNDS=10 SIZE_MIB=1024 python3 scripts/bench target
+
+INSTALL=0 leaves out the peers that are not here, instead of installing them.
+"""
+
+import contextlib
+import pathlib
+import signal
+import sys
+
+import row_big
+import row_disk
+import row_many
+import row_small
+from bench import Bench
+from programs import Ended
+from settings import chosen_rows
+from tools import Tools
+
+ROWS = {
+    "big": row_big,
+    "disk": row_disk,
+    "small": row_small,
+    "many": row_many,
+}
+
+
+def interrupt(number, _):
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def deaf():
+    """What ends the others is not interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def measure(bench, rows):
+    """Returns whether all of it was measured."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(bench.close)
+        whole = False
+        try:
+            for name in rows:
+                print(f"bench: {name}", file=sys.stderr)
+                ROWS[name].run(bench)
+            whole = True
+        except Ended as err:
+            print(f"bench: {err}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print("bench: interrupted", file=sys.stderr)
+        finally:
+            deaf()
+            path = bench.write(whole)
+    tell_end(bench, path)
+    return whole
+
+
+def tell_end(bench, path):
+    print()
+    for skipped in bench.skipped:
+        print(f"SKIPPED: {skipped['what']}: {skipped['why']}")
+    missed = bench.goals.missed()
+    print(f"goals: {len(bench.goals.all) - len(missed)} met, {len(missed)} missed")
+    for goal in missed:
+        print(f"  MISSED: {goal['row']}: {goal['what']}: {goal['figure']:.3g}, not {goal['goal']}")
+    print(f"every sample: {path}")
+
+
+def main():
+    rows = chosen_rows(ROWS)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    tools = Tools()
+    tools.install({program for name in rows for program in ROWS[name].PROGRAMS})
+    bench = Bench(pathlib.Path(sys.argv[1]).resolve(), tools)
+    if not measure(bench, rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
