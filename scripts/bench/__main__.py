@@ -19,8 +19,10 @@ import sys
 
 import row_big
 import row_disk
+import row_huge
 import row_many
 import row_small
+import row_wan
 from bench import Bench
 from programs import Ended
 from settings import chosen_rows
@@ -28,9 +30,11 @@ from tools import Tools
 
 ROWS = {
     "big": row_big,
+    "huge": row_huge,
     "disk": row_disk,
     "small": row_small,
     "many": row_many,
+    "wan": row_wan,
 }
 
 
