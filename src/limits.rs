@@ -41,6 +41,8 @@ pub const UPLOADS_MAX: usize = 256;
 /// The smallest cap, in bytes a second: the smallest round one under which `JOBS_MAX` uploads that
 /// share it each stay well above `UPLOAD_STALL_BYTES`.
 pub const RATE_MIN_BYTES: u64 = 64_000;
+/// The largest cap; no line is faster.
+pub const RATE_MAX_BYTES: u64 = 1 << 40;
 /// What a cap did not use may be sent later, at once, but no more than of this time: so that any
 /// five seconds stay within five per cent of it.
 pub const RATE_BURST: Duration = Duration::from_millis(100);

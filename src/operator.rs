@@ -15,6 +15,8 @@ use error::Error;
 use list::Verb;
 use output::Output;
 
+use crate::rate::Rate;
+
 mod config;
 mod connection;
 mod copy;
@@ -40,6 +42,7 @@ struct Context {
     start: Instant,
     timeout: Option<Duration>,
     deadline: Option<Duration>,
+    rate_max: Option<Rate>,
 }
 
 impl Context {
@@ -77,6 +80,7 @@ pub async fn run(
         start: Instant::now(),
         timeout: settings.timeout,
         deadline: settings.deadline,
+        rate_max: settings.rate_max,
     };
     let outcome = {
         // Not dropped when the interrupt comes: whoever writes a file, or has a transfer to name,

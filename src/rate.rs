@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits;
 
-/// How many bytes may move in a second; at least [`limits::RATE_MIN_BYTES`].
+/// How many bytes may move in a second; from [`limits::RATE_MIN_BYTES`] to
+/// [`limits::RATE_MAX_BYTES`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u64", into = "u64")]
 pub struct Rate(u64);
@@ -23,6 +24,11 @@ pub enum RateError {
         limits::RATE_MIN_BYTES
     )]
     TooSmall,
+    #[error(
+        "more than the largest rate, {} bytes a second; off means no cap",
+        limits::RATE_MAX_BYTES
+    )]
+    TooLarge,
 }
 
 impl Rate {
@@ -65,8 +71,11 @@ impl TryFrom<u64> for Rate {
     type Error = RateError;
 
     fn try_from(bytes_per_second: u64) -> Result<Self, RateError> {
-        let is_enough = bytes_per_second >= limits::RATE_MIN_BYTES;
-        if is_enough { Ok(Self(bytes_per_second)) } else { Err(RateError::TooSmall) }
+        match bytes_per_second {
+            0..limits::RATE_MIN_BYTES => Err(RateError::TooSmall),
+            limits::RATE_MIN_BYTES..=limits::RATE_MAX_BYTES => Ok(Self(bytes_per_second)),
+            _ => Err(RateError::TooLarge),
+        }
     }
 }
 
@@ -133,6 +142,8 @@ mod tests {
             assert_eq!(Rate::parse(text), Err(RateError::TooSmall), "{text}");
         }
         assert_eq!(Rate::from_number(1), Err(RateError::TooSmall));
+        assert_eq!(Rate::from_number(u64::MAX), Err(RateError::TooLarge));
+        assert_eq!(Rate::parse("2TiB/s"), Err(RateError::TooLarge));
         assert!(serde_json::from_str::<Rate>("1").is_err());
     }
 
@@ -141,7 +152,7 @@ mod tests {
         let rate = Rate::try_from(64_000).expect("enough");
         assert_eq!(rate.time_of(64_000), Duration::from_secs(1));
         assert_eq!(rate.time_of(usize::MAX), Duration::from_nanos(u64::MAX));
-        let fastest = Rate::try_from(u64::MAX).expect("enough");
-        assert_eq!(fastest.time_of(1 << 20), Duration::ZERO);
+        let fastest = Rate::try_from(1 << 40).expect("not too much");
+        assert_eq!(fastest.time_of(1 << 20), Duration::from_nanos(953));
     }
 }

@@ -15,7 +15,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{ClientId, Digest, Epoch, InstanceId, RemotePath, RequestId, TransferId, UnixMs};
+use crate::{
+    ids::{ClientId, Digest, Epoch, InstanceId, RemotePath, RequestId, TransferId, UnixMs},
+    rate::Rate,
+};
 
 mod life;
 mod step;
@@ -190,6 +193,9 @@ pub struct Transfer {
     pub path: Option<RemotePath>,
     pub request_id: Option<RequestId>,
     pub consistency: Consistency,
+    /// Its own cap, besides the client's. Absent in events of earlier versions.
+    #[serde(default)]
+    pub rate_max: Option<Rate>,
     pub created: UnixMs,
     pub deadline: UnixMs,
     /// How long it may take, from the request or a retry to the deadline.
@@ -227,6 +233,7 @@ pub struct Request {
     pub path: Option<RemotePath>,
     pub request_id: Option<RequestId>,
     pub consistency: Consistency,
+    pub rate_max: Option<Rate>,
     /// From now.
     pub deadline: Duration,
 }
@@ -240,6 +247,7 @@ impl Transfer {
             path: request.path,
             request_id: request.request_id,
             consistency: request.consistency,
+            rate_max: request.rate_max,
             created: at,
             deadline: at.plus(request.deadline),
             deadline_wait_ms: u64::try_from(request.deadline.as_millis()).unwrap_or(u64::MAX),
@@ -268,6 +276,7 @@ impl Transfer {
         self.client == other.client
             && self.path == other.path
             && self.consistency == other.consistency
+            && self.rate_max == other.rate_max
             && self.deadline_wait_ms == other.deadline_wait_ms
     }
 

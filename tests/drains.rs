@@ -120,6 +120,7 @@ async fn a_draining_server_takes_no_new_transfer() {
         path: None,
         request_id: None,
         consistency: fts::transfer::Consistency::Auto,
+        rate_max: None,
         deadline: fts::limits::DEADLINE,
     };
     let refused = Arc::clone(&server.coordinator).trigger(request).await.expect_err("refused");

@@ -15,6 +15,7 @@ use super::output::Form;
 use crate::{
     ids::{ClientId, IdError, RemotePath, RequestId, TransferId},
     limits,
+    rate::Rate,
     settings::{self, ConfigError, Picker},
     telemetry::LogFormat,
     wire::proto::State,
@@ -40,7 +41,7 @@ struct Global {
     /// Address of the server [env short: SERVER_URL] [default: http://localhost:3000]
     #[arg(long, global = true, env = "FTS_SERVER", value_name = "URL")]
     server: Option<String>,
-    /// TOML file with the keys server, insecure, json, log_format, timeout, deadline
+    /// TOML file with the keys server, insecure, json, log_format, timeout, deadline, max_rate
     #[arg(long, global = true, env = "FTS_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one JSON object per line
@@ -161,6 +162,10 @@ pub struct AskArgs {
     /// Fail the transfer if it has not ended by then [default: 7d]
     #[arg(long, env = "FTS_DEADLINE", value_name = "TIME")]
     deadline: Option<String>,
+    /// Most that this transfer may use of the client's line, as 5MB/s or 500KB/s, besides the
+    /// client's own cap; off: no cap [default: off]
+    #[arg(long, env = "FTS_MAX_RATE", value_name = "RATE")]
+    max_rate: Option<String>,
     /// Name of this request: repeated, it makes no second transfer [default: a new one]
     #[arg(long, env = "FTS_REQUEST_ID", value_name = "ID")]
     pub request_id: Option<RequestId>,
@@ -219,6 +224,7 @@ struct File {
     log_format: Option<String>,
     timeout: Option<String>,
     deadline: Option<String>,
+    max_rate: Option<String>,
 }
 
 /// What holds for every command, wherever it was set.
@@ -231,6 +237,8 @@ pub struct Settings {
     pub(super) timeout: Option<Duration>,
     /// How long a transfer has to end, if not as long as usual.
     pub(super) deadline: Option<Duration>,
+    /// A cap for the transfer alone.
+    pub(super) rate_max: Option<Rate>,
     pub(super) timing: Timing,
 }
 
@@ -284,6 +292,8 @@ impl Settings {
         let timeout = picker.pick(flag, None, file.timeout, settings::duration);
         let flag = ("deadline", deadline);
         let deadline = picker.pick(flag, None, file.deadline, deadline_within);
+        let flag = ("max-rate", args.command.max_rate());
+        let rate_max = picker.pick(flag, None, file.max_rate, settings::rate).flatten();
 
         let server = server.unwrap_or_else(|| Uri::from_static(SERVER_DEFAULT));
         if !is_loopback(&server) && insecure != Some(true) {
@@ -295,7 +305,7 @@ impl Settings {
         let form = if json == Some(true) { Form::Json } else { Form::Text };
         let log_format = log_format.unwrap_or_default();
         let timing = Timing::default();
-        picker.finish(Self { server, form, log_format, timeout, deadline, timing })
+        picker.finish(Self { server, form, log_format, timeout, deadline, rate_max, timing })
     }
 
     /// The server's address, for people.
@@ -313,6 +323,13 @@ impl Command {
             }
             Self::Watch { timeout, .. } => (timeout.clone(), None),
             _ => (None, None),
+        }
+    }
+
+    fn max_rate(&self) -> Option<String> {
+        match self {
+            Self::Pull { ask, .. } | Self::Cp { ask, .. } => ask.max_rate.clone(),
+            _ => None,
         }
     }
 }
@@ -433,10 +450,17 @@ mod tests {
 
     #[test]
     fn everything_wrong_is_told_at_once() {
-        let line =
-            ["--server=https://localhost", "--json=x", "pull", "c", "--timeout=x", "--deadline=9y"];
+        let line = [
+            "--server=https://localhost",
+            "--json=x",
+            "pull",
+            "c",
+            "--timeout=x",
+            "--deadline=9y",
+            "--max-rate=1B",
+        ];
         let err = resolve(&line).expect_err("refused");
-        assert_eq!(err.problems.len(), 4, "{err}");
+        assert_eq!(err.problems.len(), 5, "{err}");
         assert!(err.problems[0].contains("no TLS"), "{err}");
     }
 

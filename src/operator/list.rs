@@ -185,6 +185,9 @@ pub(super) async fn show(context: &Context, id: TransferId) -> Result<(), Error>
     if !transfer.source_path.is_empty() {
         pairs.push(("source", transfer.source_path.clone()));
     }
+    if transfer.max_rate > 0 {
+        pairs.push(("cap", format!("{}/s", words::bytes(transfer.max_rate))));
+    }
     if !transfer.request_id.is_empty() {
         pairs.push(("request id", transfer.request_id.clone()));
     }

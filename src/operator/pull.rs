@@ -16,6 +16,7 @@ use super::{
 use crate::{
     ids::{ClientId, RemotePath},
     limits,
+    rate::Rate,
     wire::proto::{Consistency, State, Transfer, TriggerDownloadRequest},
 };
 
@@ -65,6 +66,7 @@ pub(super) async fn trigger(
         request_id: request_id.clone(),
         consistency: consistency.into(),
         deadline,
+        max_rate: context.rate_max.map(Rate::bytes_per_second).unwrap_or_default(),
     };
     let perhaps = format!(
         "the server may have taken the request all the same: --request-id {request_id} asks for \
@@ -255,7 +257,9 @@ mod tests {
         script.triggers.push_front(Err(Status::unavailable("connection reset")));
         script.triggers.push_front(Err(status::status(Reason::Draining, "restarting")));
         let fake = Fake::start(script).await;
-        let ran = fake.run(&["pull", "web-1", "/x", "--strict", "--deadline=1h"]).await;
+        let ran = fake
+            .run(&["pull", "web-1", "/x", "--strict", "--deadline=1h", "--max-rate=5MB/s"])
+            .await;
         assert_eq!(ran.code, 0, "{ran:?}");
         let script = fake.script();
         let [first, second, third] = &script.asked_triggers[..] else { panic!("three tries") };
@@ -263,6 +267,7 @@ mod tests {
         assert!(first == second && second == third);
         assert_eq!(first.consistency(), Consistency::Strict);
         assert_eq!(first.deadline.map(|d| d.seconds), Some(3600));
+        assert_eq!(first.max_rate, 5_000_000);
     }
 
     #[tokio::test]

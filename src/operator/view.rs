@@ -39,6 +39,7 @@ pub(super) struct TransferView<'a> {
     end_time: Option<String>,
     duration_ms: Option<u64>,
     rate_bytes_per_second: Option<u64>,
+    max_rate_bytes_per_second: Option<u64>,
     request_id: Option<&'a str>,
 }
 
@@ -129,6 +130,7 @@ impl<'a> From<&'a proto::Transfer> for TransferView<'a> {
             end_time: rfc3339(t.end_time.as_ref()),
             duration_ms: duration(t).map(|d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX)),
             rate_bytes_per_second: (t.rate > 0).then_some(t.rate),
+            max_rate_bytes_per_second: (t.max_rate > 0).then_some(t.max_rate),
             request_id: some(&t.request_id),
         }
     }
@@ -266,7 +268,7 @@ mod tests {
         let mut contract = "id client_id path state revision epoch waiting failure size_bytes \
             done_bytes received_bytes blake3 consistency delivered fingerprint source_path \
             location content_deleted attempts create_time update_time deadline start_time \
-            end_time duration_ms rate_bytes_per_second request_id"
+            end_time duration_ms rate_bytes_per_second max_rate_bytes_per_second request_id"
             .split_whitespace()
             .collect::<Vec<_>>();
         contract.sort_unstable();

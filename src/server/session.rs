@@ -335,7 +335,7 @@ fn command(transfer: &Transfer) -> Command {
         path: Ok(transfer.path.clone()),
         consistency: transfer.consistency,
         size_max: limits::FILE_BYTES_MAX,
-        rate_max: None,
+        rate_max: transfer.rate_max,
     }
 }
 

@@ -112,6 +112,7 @@ pub(crate) mod samples {
     use crate::{
         ids::{Epoch, InstanceId, SessionEpoch, TransferId},
         limits,
+        rate::Rate,
         server::store::SessionOpening,
         transfer::{
             Consistency, Content, Delivered, FailReason, Fingerprint, Request, SourceFile,
@@ -125,6 +126,7 @@ pub(crate) mod samples {
             path: Some("/var/log/a b.log".parse().expect("a path")),
             request_id: Some("r-1".parse().expect("an id")),
             consistency: Consistency::Auto,
+            rate_max: None,
             deadline: limits::DEADLINE,
         };
         let id = TransferId::generate();
@@ -162,6 +164,7 @@ pub(crate) mod samples {
                 ctime_ns: 4,
             },
         });
+        transfer.rate_max = Some(Rate::try_from(5_000_000).expect("enough"));
         transfer.finish =
             Some(Finish { digest: blake3::hash(b"x").into(), delivered: Delivered::Unchanged });
         transfer.content = Content::Kept;

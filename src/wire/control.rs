@@ -10,6 +10,7 @@ use super::{
 use crate::{
     ids::{RemotePath, UnixMs},
     limits,
+    rate::Rate,
     server::{
         coordinator::WatchQuery,
         store::TransferFilter,
@@ -39,6 +40,7 @@ impl TryFrom<proto::TriggerDownloadRequest> for Request {
             path: path(&message.path)?,
             request_id: optional(&message.request_id)?,
             consistency: consistency(asked),
+            rate_max: Rate::from_number(message.max_rate)?,
             deadline,
         })
     }
@@ -125,6 +127,7 @@ impl From<TransferView> for proto::Transfer {
             duration,
             rate: rate.unwrap_or_default(),
             request_id: transfer.request_id.map(String::from).unwrap_or_default(),
+            max_rate: transfer.rate_max.map(Rate::bytes_per_second).unwrap_or_default(),
         }
     }
 }
@@ -248,6 +251,7 @@ mod tests {
     use super::*;
     use crate::{
         ids::IdError,
+        rate::RateError,
         server::view::samples,
         transfer::{Consistency, FailReason},
     };
@@ -267,7 +271,10 @@ mod tests {
         assert_eq!(request.path, None);
         assert_eq!(request.request_id, None);
         assert_eq!(request.consistency, Consistency::Auto);
-        assert_eq!(request.deadline, limits::DEADLINE);
+        assert_eq!((request.deadline, request.rate_max), (limits::DEADLINE, None));
+        let message = proto::TriggerDownloadRequest { max_rate: 64_000, ..ask() };
+        let request = Request::try_from(message).expect("valid");
+        assert_eq!(request.rate_max.map(Rate::bytes_per_second), Some(64_000));
     }
 
     #[test]
@@ -283,6 +290,8 @@ mod tests {
         assert_eq!(refused(message), WireError::Id(IdError::RequestId));
         let message = proto::TriggerDownloadRequest { consistency: 9, ..ask() };
         assert_eq!(refused(message), WireError::Range("consistency"));
+        let message = proto::TriggerDownloadRequest { max_rate: 63_999, ..ask() };
+        assert_eq!(refused(message), WireError::Rate(RateError::TooSmall));
         for deadline in [wait(0, 0), wait(-1, 0), wait(0, 999_999), wait(i64::MAX, 0)] {
             let message = proto::TriggerDownloadRequest { deadline: Some(deadline), ..ask() };
             assert_eq!(refused(message), WireError::Range("deadline"), "{deadline:?}");
@@ -318,7 +327,7 @@ mod tests {
         assert_eq!(message.create_time.map(|t| t.nanos), Some(123_000_000));
         assert_eq!(message.failure, None);
         assert_eq!(message.waiting, None);
-        assert_eq!(message.rate, 699_051);
+        assert_eq!((message.rate, message.max_rate), (699_051, 5_000_000));
     }
 
     #[test]

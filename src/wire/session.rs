@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::{
     ids::{AttemptId, ClientId, IdError, InstanceId, RemotePath, SessionEpoch},
-    rate::Rate,
+    rate::{Rate, RateError},
     transfer::{Consistency, FailReason, Fingerprint, Finish},
 };
 
@@ -27,6 +27,8 @@ pub enum WireError {
     Missing(&'static str),
     #[error(transparent)]
     Id(#[from] IdError),
+    #[error("max_rate: {0}")]
+    Rate(#[from] RateError),
     #[error("{0} is out of range")]
     Range(&'static str),
     #[error("protocol version {0} is not known; this program speaks {PROTOCOL}")]

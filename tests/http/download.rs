@@ -68,6 +68,9 @@ async fn what_is_not_understood_asks_for_nothing() {
         ("?wait=-1", ""),
         ("?wait=soon", ""),
         ("?wait=301", ""),
+        ("?max_rate=5", ""),
+        ("?max_rate=5Mb/s", ""),
+        ("", "{\"max_rate\":63999}"),
         ("", "{\"path\":\"/a\""),
         ("", "{\"pth\":\"/a\"}"),
         ("", "{\"path\":7}"),
@@ -94,15 +97,22 @@ async fn what_is_not_understood_asks_for_nothing() {
 }
 
 #[tokio::test]
-async fn the_body_chooses_consistency_and_deadline() {
+async fn the_body_chooses_consistency_deadline_and_cap() {
     let server = TestServer::start().await;
     let _session = RawSession::open(&server, "client-1").await;
-    let body = "{\"consistency\":\"STRICT\",\"deadline\":\"2h\",\"request_id\":\"r 1\"}";
+    let body = "{\"consistency\":\"STRICT\",\"deadline\":\"2h\",\"request_id\":\"r 1\",\
+                \"max_rate\":\"5MB/s\"}";
 
     let json = ask_for(&server, "", body).await.json();
 
     assert_eq!(json["consistency"], "STRICT");
     assert_eq!(json["request_id"], "r 1");
+    assert_eq!(json["max_rate_bytes_per_second"], 5_000_000);
+    // Elsewhere, and in other words, it is the same request.
+    let query = "?max_rate=5000KB/s";
+    let same = "{\"consistency\":\"STRICT\",\"deadline\":\"2h\",\"request_id\":\"r 1\"}";
+    assert_eq!(ask_for(&server, query, same).await.json()["id"], json["id"]);
+    assert_eq!(ask_for(&server, "", same).await.problem(), "REQUEST_ID_CONFLICT");
     let time = |key: &str| humantime::parse_rfc3339(json[key].as_str().expect("a time"));
     let (from, to) = (time("create_time").expect("a time"), time("deadline").expect("a time"));
     assert_eq!(to.duration_since(from).expect("later").as_secs(), 7200);

@@ -10,6 +10,7 @@ use std::{
 
 use fts::{
     ids::{Epoch, InstanceId, SessionEpoch, TransferId},
+    rate::Rate,
     server::store::{
         Applied, Claim, Claimant, Created, Events, Store, TransferFilter, memory::MemoryStore,
         sqlite::SqliteStore,
@@ -167,6 +168,7 @@ async fn a_transfer_reads_back_as_it_was_written(store: Arc<dyn Store>) {
     let site = Site::open(&store, 1).await;
     let mut request = request(&site.client, "/srv/ä \"b\"\n", Some("r'1"));
     request.consistency = fts::transfer::Consistency::Strict;
+    request.rate_max = Some(Rate::try_from(64_001).unwrap());
     let created = Transfer::new(TransferId::generate(), request, at(0));
     store.create(&created).await.unwrap();
     assert_eq!(store.transfer(created.id).await.unwrap(), Some(created.clone()));

@@ -47,6 +47,7 @@ pub(crate) fn request(client: &ClientId, path: &str, request_id: Option<&str>) -
         path: Some(path.parse().unwrap()),
         request_id: request_id.map(|id| id.parse().unwrap()),
         consistency: Consistency::Auto,
+        rate_max: None,
         deadline: DEADLINE,
     }
 }

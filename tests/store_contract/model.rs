@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use fts::{
     ids::{ClientId, Epoch, InstanceId, SessionEpoch, TransferId},
+    rate::Rate,
     server::store::{
         Claimant, Created, Store, TransferFilter, memory::MemoryStore, sqlite::SqliteStore,
     },
@@ -159,6 +160,7 @@ impl Pair {
                     path: ["/a".parse().ok(), None][usize::from(path)].clone(),
                     request_id: request_id.map(|id| format!("r{id}").parse().unwrap()),
                     consistency: Consistency::Strict,
+                    rate_max: Some(Rate::try_from(64_001).unwrap()),
                     deadline: Duration::from_secs(deadline_s),
                 };
                 let new = Transfer::new(TransferId::generate(), request, now.at);

@@ -12,13 +12,17 @@ use std::{
 };
 
 use fts::{
+    ids::TransferId,
     limits,
     server::store::{
         self, ClientRecord, Created, Events, Store, StoreError, TransferFilter, sqlite::SqliteStore,
     },
     transfer::{Cause, FailReason, State, Step, Transfer},
 };
-use sqlx::{Connection as _, Row as _, SqliteConnection};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
+    migrate::Migrator, sqlite::SqliteConnectOptions,
+};
 
 use super::fixture::*;
 
@@ -130,7 +134,7 @@ async fn a_client_may_have_only_so_many_unfinished_transfers() {
             created_ms, deadline_ms, deadline_wait_ms, updated_ms, revision, state, epoch,
             instance, waiting_reason, waiting_since_ms, waiting_until_ms, due_ms, failure_reason,
             failure_last_reason, failure_detail, attempts, attempts_barren, source_changes,
-            mismatches, received_bytes, started_ms, ended_ms FROM transfers, n",
+            mismatches, received_bytes, started_ms, ended_ms, rate_max FROM transfers, n",
     )
     .bind(i64::try_from(limits::UNFINISHED_PER_CLIENT_MAX).unwrap())
     .execute(&mut raw)
@@ -143,6 +147,38 @@ async fn a_client_may_have_only_so_many_unfinished_transfers() {
     other.create(1).await;
     site.done(first.id, Step::Cancelled { received_bytes: 0 }, 2).await;
     site.create(3).await;
+    store.close().await;
+}
+
+#[tokio::test]
+async fn records_of_a_version_without_caps_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, migrations) = (dir.path().join("old"), Path::new("migrations"));
+    std::fs::create_dir(&old).unwrap();
+    let first = "0001_records.sql";
+    std::fs::copy(migrations.join(first), old.join(first)).unwrap();
+    let options = SqliteConnectOptions::new().filename(dir.path().join("records.db"));
+    let mut raw = options.create_if_missing(true).connect().await.unwrap();
+    Migrator::new(old).await.unwrap().run(&mut raw).await.unwrap();
+    let id = TransferId::generate();
+    sqlx::raw_sql(AssertSqlSafe(format!(
+        "INSERT INTO clients VALUES ('client-1', 1, '{0}', 4, '', '', '', '', '[]', 1, 1);
+         INSERT INTO transfers (id, client_id, operator, consistency, created_ms, deadline_ms,
+            deadline_wait_ms, updated_ms, revision, state, epoch, due_ms, attempts,
+            attempts_barren, source_changes, mismatches, received_bytes)
+         VALUES ('{id}', 'client-1', '', 'AUTO', 1, 2, 1, 1, 1, 'QUEUED', 0, 1, 0, 0, 0, 0, 0);
+         INSERT INTO files (transfer_id, file_index, content) VALUES ('{id}', 0, 'NONE');",
+        "00".repeat(16)
+    )))
+    .execute(&mut raw)
+    .await
+    .unwrap();
+    raw.close().await.unwrap();
+
+    let store = open(dir.path()).await;
+
+    let transfer = store.transfer(id).await.unwrap().unwrap();
+    assert_eq!((transfer.state, transfer.rate_max), (State::Queued, None));
     store.close().await;
 }
 
@@ -192,7 +228,7 @@ async fn a_damaged_row_is_said_to_be_damaged() {
         ("path = 'relative'", "path = NULL"),
         ("revision = 'x'", "revision = 1"),
     ] {
-        let update = |set| sqlx::AssertSqlSafe(format!("UPDATE transfers SET {set}"));
+        let update = |set| AssertSqlSafe(format!("UPDATE transfers SET {set}"));
         sqlx::query(update(damage)).execute(&mut raw).await.unwrap();
         let read = store.transfer(id).await;
         assert!(matches!(read, Err(StoreError::Corrupt(_))), "{damage}: {read:?}");

@@ -18,6 +18,7 @@ use super::{
 use crate::{
     ids::ClientId,
     limits,
+    rate::{Rate, RateError},
     server::view::TransferView,
     settings,
     transfer::{Consistency, Request},
@@ -28,6 +29,7 @@ use crate::{
 #[serde(deny_unknown_fields)]
 pub(super) struct Query {
     path: Option<String>,
+    max_rate: Option<String>,
     /// Seconds.
     wait: Option<u64>,
 }
@@ -39,6 +41,7 @@ struct Ask {
     path: Option<String>,
     consistency: Option<Consistency>,
     deadline: Option<Deadline>,
+    max_rate: Option<MaxRate>,
     request_id: Option<String>,
 }
 
@@ -47,6 +50,14 @@ struct Ask {
 #[serde(untagged)]
 enum Deadline {
     Seconds(u64),
+    Text(String),
+}
+
+/// `"5MB/s"`, or a number of bytes a second.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(untagged)]
+enum MaxRate {
+    Number(u64),
     Text(String),
 }
 
@@ -60,7 +71,7 @@ pub(super) async fn download(
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let wait = wait(query.wait)?;
-    let request = request(client, query.path, &headers, &body?)?;
+    let request = request(client, query, &headers, &body?)?;
     let mut view = api.coordinator.trigger(request).await?;
     let mut status = StatusCode::ACCEPTED;
     if let Some(wait) = wait {
@@ -89,12 +100,12 @@ fn wait(seconds: Option<u64>) -> Result<Option<Duration>, Problem> {
 /// Puts together what the query, the headers and the body ask for.
 fn request(
     client: ClientId,
-    path: Option<String>,
+    query: Query,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Request, Problem> {
     let ask = parse(body)?;
-    let path = one_of("path", path, ask.path)?;
+    let path = one_of("path", query.path, ask.path)?;
     let request_id = one_of("request id", idempotency_key(headers)?, ask.request_id)?;
     let deadline = match ask.deadline {
         None => limits::DEADLINE,
@@ -110,8 +121,26 @@ fn request(
         path: control::path(&path.unwrap_or_default())?,
         request_id: request_id.map(|text| text.parse()).transpose()?,
         consistency: ask.consistency.unwrap_or_default(),
+        rate_max: rate_max(query.max_rate, ask.max_rate)?,
         deadline,
     })
+}
+
+fn rate_max(query: Option<String>, body: Option<MaxRate>) -> Result<Option<Rate>, Problem> {
+    let refused = |err: RateError| Problem::malformed(format!("max_rate: {err}"));
+    // Empty, as everywhere: nothing was said.
+    let parse = |text: &str| if text.is_empty() { Ok(None) } else { Rate::parse(text) };
+    let body = match &body {
+        None => None,
+        Some(MaxRate::Number(number)) => Some(Rate::from_number(*number).map_err(refused)?),
+        Some(MaxRate::Text(text)) => Some(parse(text).map_err(refused)?),
+    };
+    match (query.map(|text| parse(&text)).transpose().map_err(refused)?, body) {
+        (Some(one), Some(other)) if one != other => {
+            Err(Problem::malformed("there are two values of max_rate, and they differ"))
+        }
+        (one, other) => Ok(one.or(other).flatten()),
+    }
 }
 
 /// Reads the body, whatever its content type: `curl -d` calls JSON a form.
@@ -165,7 +194,8 @@ mod tests {
             headers.append("idempotency-key", value);
         }
         let client = "client-1".parse().expect("an id");
-        request(client, path.map(ToOwned::to_owned), &headers, body.as_bytes())
+        let query = Query { path: path.map(ToOwned::to_owned), ..Query::default() };
+        request(client, query, &headers, body.as_bytes())
     }
 
     #[test]
@@ -241,6 +271,41 @@ mod tests {
         assert!(read(None, &["ü"], "").is_err());
         assert!(read(None, &[&"k".repeat(129)], "").is_err());
         assert!(read(Some("relative"), &[], "").is_err());
+    }
+
+    fn read_rate(query: Option<&str>, body: &str) -> Result<Option<u64>, Problem> {
+        let client = "client-1".parse().expect("an id");
+        let query = Query { max_rate: query.map(ToOwned::to_owned), ..Query::default() };
+        let request = request(client, query, &HeaderMap::new(), body.as_bytes())?;
+        Ok(request.rate_max.map(Rate::bytes_per_second))
+    }
+
+    #[test]
+    fn a_cap_is_a_number_or_a_text_in_query_or_body() {
+        let five = Some(5_000_000);
+        assert_eq!(read_rate(None, ""), Ok(None));
+        assert_eq!(read_rate(Some("5MB/s"), ""), Ok(five));
+        assert_eq!(read_rate(Some("5000000"), ""), Ok(five));
+        assert_eq!(read_rate(None, r#"{"max_rate":"5MB"}"#), Ok(five));
+        assert_eq!(read_rate(None, r#"{"max_rate":5000000}"#), Ok(five));
+        assert_eq!(read_rate(Some("5MB/s"), r#"{"max_rate":5000000}"#), Ok(five));
+        for none in [r#"{"max_rate":0}"#, r#"{"max_rate":"off"}"#, r#"{"max_rate":null}"#] {
+            assert_eq!(read_rate(None, none), Ok(None), "{none}");
+        }
+        for (query, body) in [
+            (Some("5"), ""),
+            (Some("fast"), ""),
+            (Some("5MB/s"), r#"{"max_rate":"6MB/s"}"#),
+            (Some("off"), r#"{"max_rate":"6MB/s"}"#),
+            (None, r#"{"max_rate":63999}"#),
+            (None, r#"{"max_rate":-1}"#),
+            (None, r#"{"max_rate":1.5e6}"#),
+            (None, r#"{"max_rate":true}"#),
+            (None, r#"{"max_rate":"5Mb/s"}"#),
+        ] {
+            let problem = read_rate(query, body).expect_err(body);
+            assert_eq!(problem.reason(), Reason::InvalidArgument, "{query:?} {body}");
+        }
     }
 
     #[test]

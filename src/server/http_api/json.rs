@@ -14,6 +14,7 @@ use serde::{Serialize, Serializer};
 
 use crate::{
     ids::{RemotePath, RequestId, UnixMs},
+    rate::Rate,
     server::view::{ClientView, Presence, TransferView},
     transfer::{Consistency, Content, Delivered, FailReason, Fingerprint, State, WaitingReason},
 };
@@ -70,6 +71,8 @@ pub(super) struct TransferJson<'a> {
     duration_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rate_bytes_per_second: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_rate_bytes_per_second: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<&'a str>,
 }
@@ -130,6 +133,7 @@ impl<'a> From<&'a TransferView> for TransferJson<'a> {
             end_time: transfer.ended.map(Time),
             duration_ms: view.duration().map(millis),
             rate_bytes_per_second: view.rate,
+            max_rate_bytes_per_second: transfer.rate_max.map(Rate::bytes_per_second),
             request_id: transfer.request_id.as_ref().map(RequestId::as_str),
         }
     }
@@ -243,6 +247,7 @@ mod tests {
             "end_time": "2023-11-14T22:13:22.000Z",
             "duration_ms": 1500,
             "rate_bytes_per_second": 699_051,
+            "max_rate_bytes_per_second": 5_000_000,
             "request_id": "r-1",
         });
         assert_eq!(transfer(&view), expected);

@@ -316,6 +316,7 @@ mod tests {
             path: None,
             request_id: None,
             consistency: Consistency::Auto,
+            rate_max: None,
             deadline: Duration::from_secs(1),
         };
         let make = || Transfer::new(TransferId::generate(), request.clone(), UnixMs(0));

@@ -8,6 +8,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 use crate::{
     ids::{Digest, TransferId},
+    rate::Rate,
     transfer::{Consistency, Delivered, Fingerprint, Finish, Request, SourceFile},
 };
 
@@ -32,6 +33,7 @@ fn queued() -> Transfer {
         path: Some("/a".parse().unwrap()),
         request_id: None,
         consistency: Consistency::Auto,
+        rate_max: None,
         deadline: DEADLINE,
     };
     Transfer::new(TransferId::generate(), request, T0)
@@ -570,9 +572,19 @@ fn the_same_request_is_told_from_another() {
         Transfer { path: None, ..one.clone() },
         Transfer { consistency: Consistency::Strict, ..one.clone() },
         Transfer { deadline_wait_ms: 1, ..one.clone() },
+        Transfer { rate_max: Rate::try_from(64_000).ok(), ..one.clone() },
     ] {
         assert!(!one.is_same_request(&other));
     }
+}
+
+#[test]
+fn a_record_of_a_version_without_caps_has_none() {
+    let capped = Transfer { rate_max: Rate::try_from(64_000).ok(), ..queued() };
+    let mut json = serde_json::to_value(&capped).unwrap();
+    assert_eq!(serde_json::from_value::<Transfer>(json.clone()).unwrap(), capped);
+    json.as_object_mut().unwrap().remove("rate_max").unwrap();
+    assert_eq!(serde_json::from_value::<Transfer>(json).unwrap().rate_max, None);
 }
 
 // === Random lives ===

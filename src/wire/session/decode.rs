@@ -153,8 +153,8 @@ impl TryFrom<proto::DownloadCommand> for Command {
             path => path.parse().map(Some),
         };
         let size_max = command.size_max.min(limits::FILE_BYTES_MAX);
-        // A cap below the smallest is no reason to have none.
-        let rate_max = command.max_rate.max(limits::RATE_MIN_BYTES);
+        // A cap that is out of bounds is no reason to have none.
+        let rate_max = command.max_rate.clamp(limits::RATE_MIN_BYTES, limits::RATE_MAX_BYTES);
         let rate_max = Rate::try_from(rate_max).ok().filter(|_| command.max_rate > 0);
         Ok(Self { attempt: command.attempt.try_into()?, path, consistency, size_max, rate_max })
     }

@@ -9,6 +9,7 @@ use sqlx::{ColumnIndex, Decode, Row as _, Sqlite, Type, sqlite::SqliteRow};
 
 use crate::{
     ids::{Epoch, SessionEpoch, UnixMs},
+    rate::Rate,
     server::store::{ClientRecord, SessionOpening, StoreError},
     transfer::{Cause, Failure, Finish, SourceFile, Step, Transfer, Waiting},
 };
@@ -34,6 +35,7 @@ pub(super) fn transfer(row: &SqliteRow) -> Result<Transfer, StoreError> {
         path: word_or_none(row, "path")?,
         request_id: word_or_none(row, "request_id")?,
         consistency: word(row, "consistency")?,
+        rate_max: rate_max(row)?,
         created: UnixMs(column(row, "created_ms")?),
         deadline: UnixMs(column(row, "deadline_ms")?),
         deadline_wait_ms: number(row, "deadline_wait_ms")?,
@@ -55,6 +57,12 @@ pub(super) fn transfer(row: &SqliteRow) -> Result<Transfer, StoreError> {
         finish: finish(row)?,
         content: word(row, "content")?,
     })
+}
+
+fn rate_max(row: &SqliteRow) -> Result<Option<Rate>, StoreError> {
+    let Some(rate) = column::<Option<i64>>(row, "rate_max")? else { return Ok(None) };
+    let rate = u64::try_from(rate).map_err(|err| damaged("rate_max", &err))?;
+    Rate::try_from(rate).map(Some).map_err(|err| damaged("rate_max", &err))
 }
 
 fn waiting(row: &SqliteRow) -> Result<Option<Waiting>, StoreError> {

@@ -97,9 +97,9 @@ async fn insert(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<(), St
             waiting_reason, waiting_since_ms, waiting_until_ms, due_ms, failure_reason,
             failure_last_reason, failure_detail, attempts, attempts_barren, source_changes,
             mismatches, received_bytes, started_ms, ended_ms, id, client_id, operator,
-            request_id, path, consistency, created_ms, deadline_wait_ms)
+            request_id, path, consistency, created_ms, deadline_wait_ms, rate_max)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-            $19, $20, $21, $22, $23, $24, $25, $26, $27, $28)",
+            $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29)",
     );
     bind_progress(row, transfer)?
         .bind(transfer.id.to_string())
@@ -110,6 +110,7 @@ async fn insert(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<(), St
         .bind(rows::text(&transfer.consistency)?)
         .bind(transfer.created.0)
         .bind(rows::big(transfer.deadline_wait_ms)?)
+        .bind(transfer.rate_max.map(|rate| rows::big(rate.bytes_per_second())).transpose()?)
         .execute(&mut *tx)
         .await?;
     let file = sqlx::query(
