@@ -10,6 +10,8 @@ pub mod proto {
 #[cfg(feature = "server")]
 pub mod control;
 pub mod session;
+#[cfg(feature = "client")]
+pub mod upload_body;
 
 /// All of `proto/`, for reflection.
 pub const DESCRIPTORS: &[u8] = tonic::include_file_descriptor_set!("fts_descriptor");

@@ -19,7 +19,7 @@ use tokio::{
 };
 use tonic::{Status, body::Body, transport::Channel};
 
-use crate::{limits, rate::Rate};
+use crate::{limits, rate::Rate, wire::upload_body::UploadBody};
 
 /// Lets so many bytes through in a second, first come, first served, a piece at a time: uploads
 /// that share it move at the same speed. Without a rate it lets everything through.
@@ -136,16 +136,17 @@ pub(super) struct Pace {
     pub(super) held: Arc<Held>,
 }
 
-/// A channel whose requests are sent at a pace.
-#[derive(Debug, Clone)]
+/// A channel for one request, which has a body of ours in place of tonic's, and sends it at a pace.
+#[derive(Debug)]
 pub(super) struct Paced {
     channel: Channel,
+    body: Option<UploadBody>,
     pace: Pace,
 }
 
 impl Paced {
-    pub(super) fn new(channel: Channel, pace: Pace) -> Self {
-        Self { channel, pace }
+    pub(super) fn new(channel: Channel, body: UploadBody, pace: Pace) -> Self {
+        Self { channel, body: Some(body), pace }
     }
 }
 
@@ -160,15 +161,17 @@ impl tower::Service<http::Request<Body>> for Paced {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let Pace { client, own, held } = self.pace.clone();
-        let request = request.map(|body| match own {
+        let (parts, _) = request.into_parts();
+        let body = self.body.take().expect("one request is sent");
+        let body = match own {
             // Its own cap first: an upload that waits for that holds up nobody at the other one.
             Some(own) => {
                 let slowed = PacedBody::new(body, Limiter::new(Some(own)), Arc::clone(&held));
                 Body::new(PacedBody::new(slowed, client, held))
             }
             None => Body::new(PacedBody::new(body, client, held)),
-        });
-        tower::Service::call(&mut self.channel, request)
+        };
+        tower::Service::call(&mut self.channel, http::Request::from_parts(parts, body))
     }
 }
 

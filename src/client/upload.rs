@@ -17,7 +17,6 @@ use tokio::{
     task::spawn_blocking,
     time::sleep,
 };
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
 
@@ -32,11 +31,9 @@ use crate::{
     limits, status,
     transfer::FailReason,
     wire::{
-        proto::{
-            UploadFileRequest, UploadFileResponse, file_transfer_client::FileTransferClient,
-            receipt,
-        },
+        proto::{UploadFileResponse, file_transfer_client::FileTransferClient, receipt},
         session::{Command, Header, Outcome, Report, Upload},
+        upload_body::UploadBody,
     },
 };
 
@@ -193,7 +190,7 @@ impl Uploader {
             let mut send = |message: Upload| {
                 let end = note(&message, &noted);
                 let is_new = end_of_chunk(&message);
-                let heard = sender.blocking_send(UploadFileRequest::from(message)).is_ok();
+                let heard = sender.blocking_send(message).is_ok();
                 if heard && let Some(sent) = is_new {
                     progress.sent.fetch_max(sent, Ordering::Relaxed);
                 }
@@ -209,10 +206,11 @@ impl Uploader {
         let lease = self.data.lease();
         let pace =
             Pace { client: self.pace.clone(), own: command.rate_max, held: told.held.clone() };
-        let mut client = FileTransferClient::new(Paced::new(lease.channel.clone(), pace))
-            .max_encoding_message_size(limits::UPLOAD_MESSAGE_BYTES_MAX)
+        let body = UploadBody::new(receiver);
+        let mut client = FileTransferClient::new(Paced::new(lease.channel.clone(), body, pace))
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
-        let call = client.upload_file(ReceiverStream::new(receiver));
+        // The channel has the body.
+        let call = client.upload_file(tokio_stream::empty());
         let answer = answer(call, &aborted).await;
         if let Some(Decision::Finish { digest, .. }) = decision.get() {
             told.digest.get_or_init(|| *digest);
