@@ -24,6 +24,7 @@ import row_many
 import row_small
 import row_wan
 from bench import Bench
+from place import Place
 from programs import Ended
 from settings import chosen_rows
 from tools import Tools
@@ -36,37 +37,36 @@ ROWS = {
     "many": row_many,
     "wan": row_wan,
 }
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def interrupt(number, _):
+    # Once: what ends the others is not interrupted.
+    deaf()
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def deaf():
-    """What ends the others is not interrupted."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def measure(bench, rows):
-    """Returns whether all of it was measured."""
-    with contextlib.ExitStack() as stack:
-        stack.callback(bench.close)
-        whole = False
-        try:
-            for name in rows:
-                print(f"bench: {name}", file=sys.stderr)
-                ROWS[name].run(bench)
-            whole = True
-        except Ended as err:
-            print(f"bench: {err}", file=sys.stderr)
-        except KeyboardInterrupt:
-            print("bench: interrupted", file=sys.stderr)
-        finally:
-            deaf()
-            path = bench.write(whole)
-    tell_end(bench, path)
-    return whole
+    """Returns whether all of it was measured, and where that is written."""
+    whole = False
+    try:
+        for name in rows:
+            print(f"bench: {name}", file=sys.stderr)
+            ROWS[name].run(bench)
+        whole = True
+    except Ended as err:
+        print(f"bench: {err}", file=sys.stderr)
+    except KeyboardInterrupt as err:
+        print(f"bench: interrupted by {err}", file=sys.stderr)
+    finally:
+        deaf()
+        path = bench.write(whole)
+    return whole, path
 
 
 def tell_end(bench, path):
@@ -82,13 +82,19 @@ def tell_end(bench, path):
 
 def main():
     rows = chosen_rows(ROWS)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    sys.stdout.reconfigure(line_buffering=True)
+    for number in SIGNALS:
         signal.signal(number, interrupt)
     tools = Tools()
-    tools.install({program for name in rows for program in ROWS[name].PROGRAMS})
-    bench = Bench(pathlib.Path(sys.argv[1]).resolve(), tools)
-    if not measure(bench, rows):
-        sys.exit(1)
+    with contextlib.ExitStack() as stack:
+        tools.install({program for name in rows for program in ROWS[name].PROGRAMS})
+        place = Place(pathlib.Path(sys.argv[1]).resolve())
+        stack.callback(place.close)
+        bench = Bench(place, tools)
+        whole, path = measure(bench, rows)
+    tell_end(bench, path)
+    if not whole:
+        sys.exit("bench: NOT ALL OF IT WAS MEASURED")
 
 
 if __name__ == "__main__":

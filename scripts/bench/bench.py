@@ -1,6 +1,5 @@
 """One run of the benchmark: what every row is given, and where it leaves what it found."""
 
-import contextlib
 import json
 import os
 import sys
@@ -8,20 +7,20 @@ import time
 
 import machine
 from goals import Goals
-from place import Place
+from programs import Ended
 from settings import ROUNDS
 
 
 class Bench:
-    def __init__(self, target, tools):
-        self.place = Place(target)
+    def __init__(self, place, tools):
+        self.place = place
         self.tools = tools
         self.goals = Goals()
         self.skipped = []
         self.report = {
             "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "machine": machine.machine(self.place),
-            "versions": machine.versions(self.place),
+            "machine": machine.machine(place),
+            "versions": machine.versions(place),
             "rounds": ROUNDS,
             "rows": {},
         }
@@ -43,6 +42,14 @@ class Bench:
         stack.callback(made.close)
         return made
 
+    def open_peer(self, stack, make, *args, **options):
+        """The same of a peer, in a list; none if it does not start."""
+        try:
+            return [self.open(stack, make, *args, **options)]
+        except Ended as err:
+            self.skip(make.name, str(err))
+            return []
+
     def at_least(self, row, what, figure, bound, unit=""):
         print(self.goals.at_least(row, what, figure, bound, unit))
 
@@ -62,8 +69,3 @@ class Bench:
         path = results / f"{stamp}-{os.getpid()}.json"
         path.write_text(json.dumps(self.report, indent=1) + "\n")
         return path
-
-    def close(self):
-        with contextlib.suppress(BrokenPipeError):
-            sys.stdout.flush()
-        self.place.close()

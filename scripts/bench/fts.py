@@ -106,6 +106,7 @@ class Fts:
     """Transfers of one file, or of several at once, by a pair that stays."""
 
     rounds_max = None
+    is_needed = True
 
     def __init__(self, name, pair, sources):
         self.name, self.pair, self.sources = name, pair, sources

@@ -9,9 +9,11 @@ from settings import SLOW_ROUNDS
 
 
 class Peer:
-    """One file, one landing; `rounds_max` is for the slow ones."""
+    """One file, one landing; `rounds_max` is for the slow ones. Without it the row still says
+    something, unless it is needed."""
 
     rounds_max = None
+    is_needed = False
 
     def __init__(self, source, landing):
         self.sources = [source]
@@ -32,6 +34,7 @@ class Cp(Peer):
     """The bound: one process, no network."""
 
     name = "cp"
+    is_needed = True
 
     def pull(self):
         seconds, cost = run_once(["cp", self.source, self.target])
@@ -42,6 +45,7 @@ class CpSync(Peer):
     """The bound for what shall be on stable storage."""
 
     name = "cp+sync"
+    is_needed = True
 
     def pull(self):
         script = 'cp "$1" "$2" && sync "$2"'

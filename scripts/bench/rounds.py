@@ -11,7 +11,7 @@ from settings import GIB, MIB
 SIDES = ("client", "server")
 
 
-def in_turn(contenders, rounds, landing, durable=False):
+def in_turn(bench, contenders, rounds, landing, durable=False):
     """Each contender in each round, so that a slow minute hits all of them. Returns samples."""
     samples = {contender.name: [] for contender in contenders}
     for number in range(rounds):
@@ -23,12 +23,19 @@ def in_turn(contenders, rounds, landing, durable=False):
             warm(contender.sources, landing)
             if durable:
                 settle(landing)
-            sample = measure(contender, compare=number == 0)
+            try:
+                sample = measure(contender, compare=number == 0)
+            except Ended as err:
+                if contender.is_needed:
+                    raise
+                bench.skip(contender.name, f"round {number + 1}: {err}")
+                contenders = [other for other in contenders if other is not contender]
+                continue
             sample["round"] = number
             samples[contender.name].append(sample)
             rate = sample["bytes"] / sample["seconds"] / 1e6
             print(f"  round {number + 1}: {contender.name:10} {rate:7.0f} MB/s", file=sys.stderr)
-    return samples
+    return {name: runs for name, runs in samples.items() if runs}
 
 
 def measure(contender, compare):

@@ -26,12 +26,12 @@ def run(bench):
         if bench.has("rsync --fsync", "rsync"):
             if rsync_syncs():
                 pull = (RsyncPull, place, net, big, landing, ["--fsync"])
-                contenders.append(bench.open(stack, *pull))
+                contenders += bench.open_peer(stack, *pull)
             else:
                 bench.skip("rsync --fsync", "this rsync is too old for it")
         pair = bench.open(stack, Pair, place, net, landing / "fts")
         contenders.append(bench.open(stack, Fts, "fts", pair, [big]))
-        samples = in_turn(contenders, ROUNDS, landing, durable=True)
+        samples = in_turn(bench, contenders, ROUNDS, landing, durable=True)
     summary = summarise(samples)
     print(f"\ndisk: {SIZE_BYTES // MIB} MiB, page cache to {kind}, until it is on stable storage")
     print("(COMPLETE; cp and sync of the file; rsync --fsync); medians of rounds in turn\n")
@@ -40,4 +40,4 @@ def run(bench):
     share = spread(ratios(samples, "fts", "cp+sync"))["median"]
     bench.at_least("disk", "fts / (cp && sync)", share, 0.7)
     if kind in ("tmpfs", "ramfs", "overlayfs"):
-        bench.skip("a disk", f"the build directory is on {kind}, so the rows of the disk say little")
+        bench.skip("a disk", f"the build directory is on {kind}, so these rows say little")

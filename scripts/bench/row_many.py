@@ -90,7 +90,8 @@ def tell(bench, samples):
         rate = spread([run["rate"] for run in runs])
         share = spread([run["generator_cpu_s"] / run["seconds"] for run in runs])
         row["summary"][kind] = {"rate": rate, "generator_cores": share}
-        print(f"  {kind:20} {rate['median']:6.0f}/s ({rate['min']:.0f}-{rate['max']:.0f});", end=" ")
+        print(f"  {kind:20} {rate['median']:6.0f}/s", end=" ")
+        print(f"({rate['min']:.0f}-{rate['max']:.0f});", end=" ")
         cores = [
             spread([run[side]["cpu_s"] / run["seconds"] for run in runs])["median"]
             for side in ("client", "server")
