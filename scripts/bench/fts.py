@@ -14,6 +14,8 @@ from cost import Tree
 from programs import Ended, end, start, wait_for
 
 CLIENT_ID = "bench"
+# A connection that was silent for longer is opened anew.
+IDLE_S = 5
 
 
 class Connection(http.client.HTTPConnection):
@@ -22,6 +24,7 @@ class Connection(http.client.HTTPConnection):
     def __init__(self, net, port):
         super().__init__(net.host, port, timeout=400)
         self.net = net
+        self.used_at = time.monotonic()
 
     def connect(self):
         self.sock = self.net.connect(self.port, self.timeout)
@@ -29,9 +32,13 @@ class Connection(http.client.HTTPConnection):
 
     def ask(self, method, target):
         """Returns the status, and the JSON of the answer."""
+        if time.monotonic() - self.used_at > IDLE_S:
+            # The server may have ended it by now; a request opens it again.
+            self.close()
         self.request(method, target)
         response = self.getresponse()
         body = response.read()
+        self.used_at = time.monotonic()
         return response.status, json.loads(body) if body else None
 
     def must(self, method, target):
@@ -111,12 +118,13 @@ class Fts:
     def __init__(self, name, pair, sources):
         self.name, self.pair, self.sources = name, pair, sources
         self.connections = [Connection(pair.net, pair.port) for _ in sources]
-        for connection in self.connections:
-            connection.connect()
         self.transfers = []
 
     def pull(self):
         answers = [None] * len(self.sources)
+        for connection in self.connections:
+            # An operator's connection is warm.
+            connection.must("GET", f"/clients/{CLIENT_ID}")
 
         def ask(number):
             try:
