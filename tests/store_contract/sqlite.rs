@@ -19,6 +19,7 @@ use fts::{
     },
     transfer::{Cause, FailReason, State, Step, Transfer},
 };
+use futures_util::{FutureExt as _, StreamExt as _, stream::FuturesOrdered};
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _, SqliteConnection,
     migrate::Migrator, sqlite::SqliteConnectOptions,
@@ -391,6 +392,109 @@ async fn a_dropped_step_is_whole_or_nothing() {
     })
     .await;
 
+    store.close().await;
+}
+
+// === Writes that come together ===
+
+/// Holds the store's writer up until it is dropped, so that what is written meanwhile waits.
+async fn hold_up(dir: &Path) -> SqliteConnection {
+    let mut raw = raw(dir).await;
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut raw).await.unwrap();
+    raw
+}
+
+/// Counts the commits in the write-ahead log: in each, the last frame tells the size of the database.
+fn commits(dir: &Path) -> usize {
+    let log = std::fs::read(dir.join("records.db-wal")).unwrap();
+    let number = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap()) as usize;
+    let (frame, salt) = (24 + number(8), number(16));
+    let frames = (32..log.len().saturating_sub(frame - 1)).step_by(frame);
+    frames.filter(|&at| number(at + 8) == salt && number(at + 4) != 0).count()
+}
+
+/// Begins writes in order, and returns once each waits for the writer.
+async fn all_waiting<T>(writes: &mut FuturesOrdered<impl Future<Output = T>>) {
+    assert!(writes.next().now_or_never().is_none(), "the writer is not held up");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_that_come_together_share_a_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let site = Site::open(&store, 1).await;
+    let before = commits(dir.path());
+    let held = hold_up(dir.path()).await;
+    let new: Vec<_> = (0..50).map(|ms| transfer(&site.client, ms)).collect();
+    let mut writes: FuturesOrdered<_> = new.iter().map(|new| store.create(new)).collect();
+    all_waiting(&mut writes).await;
+
+    held.close().await.unwrap();
+    let created: Vec<_> = writes.collect().await;
+
+    assert!(created.iter().all(|created| matches!(created, Ok(Created::New(_)))));
+    let made = commits(dir.path()) - before;
+    // The first was alone in its transaction.
+    assert!(made <= 2, "{made} commits");
+    assert_eq!(all(&*store).await.len(), 50);
+    assert_whole(&*store).await;
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_writes_that_come_together_one_that_fails_fails_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let site = Site::open(&store, 1).await;
+    let damaged = site.create(0).await.id;
+    let mut held = raw(dir.path()).await;
+    sqlx::query("UPDATE transfers SET state = 'LOST'").execute(&mut held).await.unwrap();
+    held.close().await.unwrap();
+    let held = hold_up(dir.path()).await;
+    let write = async |i: i64| {
+        if i % 5 == 2 {
+            let step = (Step::Paused { received_bytes: 0 }, moment(1));
+            store.apply(damaged, &[step]).await.map(drop)
+        } else {
+            store.create(&transfer(&site.client, i)).await.map(drop)
+        }
+    };
+    let mut writes: FuturesOrdered<_> = (0..20).map(write).collect();
+    all_waiting(&mut writes).await;
+
+    held.close().await.unwrap();
+    let answers: Vec<_> = writes.collect().await;
+
+    for (i, answer) in answers.iter().enumerate() {
+        let is_damage = matches!(answer, Err(StoreError::Corrupt(_)));
+        assert_eq!(is_damage, i % 5 == 2, "{i}: {answer:?}");
+        assert!(is_damage || answer.is_ok(), "{i}: {answer:?}");
+    }
+    let filter = TransferFilter { client: None, states: vec![State::Queued] };
+    assert_eq!(store.transfers(&filter, None, 100).await.unwrap().len(), 16);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_dropped_before_its_turn_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let site = Site::open(&store, 1).await;
+    let held = hold_up(dir.path()).await;
+    let new: Vec<_> = (0..3).map(|ms| transfer(&site.client, ms)).collect();
+    let mut first: FuturesOrdered<_> = [store.create(&new[0])].into_iter().collect();
+    all_waiting(&mut first).await;
+    let mut dropped: FuturesOrdered<_> = [store.create(&new[1])].into_iter().collect();
+    all_waiting(&mut dropped).await;
+    let mut last: FuturesOrdered<_> = [store.create(&new[2])].into_iter().collect();
+    all_waiting(&mut last).await;
+
+    drop(dropped);
+    held.close().await.unwrap();
+    assert_eq!(first.collect::<Vec<_>>().await.len() + last.collect::<Vec<_>>().await.len(), 2);
+
+    assert_eq!(store.transfer(new[1].id).await.unwrap(), None);
+    assert_eq!(all(&*store).await.len(), 2);
     store.close().await;
 }
 
