@@ -69,6 +69,7 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         clear_text: if config.insecure { ClearText::Insecure } else { ClearText::LoopbackOnly },
         heartbeat: config.heartbeat,
         retention: config.retention,
+        uploads_max: config.uploads_max,
         drain_wait: limits::DRAIN_WAIT,
         shutdown: shutdown.clone(),
     });

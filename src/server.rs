@@ -28,6 +28,7 @@ pub mod landing;
 mod listener;
 pub mod metrics;
 mod page;
+mod places;
 mod session;
 mod sessions;
 pub mod store;
@@ -50,6 +51,8 @@ pub struct Options {
     /// What clients are told to send; the other deadlines scale with it.
     pub heartbeat: Duration,
     pub retention: Retention,
+    /// Uploads that it takes at a time.
+    pub uploads_max: usize,
     /// How long running uploads may take to finish once the shutdown drains.
     pub drain_wait: Duration,
     pub shutdown: Shutdown,
@@ -87,6 +90,7 @@ impl Server {
             shutdown: options.shutdown.clone(),
             heartbeat: options.heartbeat,
             retention: options.retention,
+            uploads_max: options.uploads_max,
         });
         Self {
             coordinator,

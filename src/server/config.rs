@@ -41,6 +41,9 @@ pub struct Args {
     /// Delete the oldest landed files beyond this much in total, such as 500GB [default: never]
     #[arg(long, value_name = "SIZE", env = "FTS_KEEP_BYTES")]
     pub keep_bytes: Option<String>,
+    /// Uploads taken at a time, 1 to 256; more transfers wait with SERVER_BUSY [default: 256]
+    #[arg(long, value_name = "N", env = "FTS_MAX_UPLOADS")]
+    pub max_uploads: Option<String>,
     /// Write the address that is listened on to this file, once it is (for scripts, with port 0)
     #[arg(long, value_name = "FILE", env = "FTS_PORT_FILE")]
     pub port_file: Option<String>,
@@ -71,6 +74,7 @@ struct File {
     heartbeat: Option<String>,
     keep: Option<String>,
     keep_bytes: Option<String>,
+    max_uploads: Option<u32>,
     port_file: Option<String>,
     insecure: Option<bool>,
     log_format: Option<String>,
@@ -85,6 +89,7 @@ pub struct Config {
     pub sink: PathBuf,
     pub heartbeat: Duration,
     pub retention: Retention,
+    pub uploads_max: usize,
     pub port_file: Option<PathBuf>,
     pub insecure: bool,
     pub log_format: LogFormat,
@@ -109,6 +114,8 @@ impl Config {
         let keep = pick.pick(("keep", args.keep), None, file.keep, settings::duration);
         let keep_bytes =
             pick.pick(("keep-bytes", args.keep_bytes), None, file.keep_bytes, settings::size);
+        let uploads = file.max_uploads.map(|uploads| uploads.to_string());
+        let uploads_max = pick.pick(("max-uploads", args.max_uploads), None, uploads, uploads_of);
         let port_file = pick.pick(("port-file", args.port_file), None, file.port_file, path);
         let insecure = file.insecure.map(|yes| yes.to_string());
         let insecure = pick.pick(("insecure", args.insecure), None, insecure, settings::flag);
@@ -129,6 +136,7 @@ impl Config {
             data_dir,
             heartbeat: heartbeat.unwrap_or(limits::HEARTBEAT),
             retention: Retention { keep, keep_bytes },
+            uploads_max: uploads_max.unwrap_or(limits::UPLOADS_MAX),
             port_file,
             insecure,
             log_format: log_format.unwrap_or_default(),
@@ -169,6 +177,11 @@ fn sink_url(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+fn uploads_of(text: &str) -> Result<usize, String> {
+    let uploads = text.parse().ok().filter(|uploads| (1..=limits::UPLOADS_MAX).contains(uploads));
+    uploads.ok_or_else(|| format!("not a number from 1 to {}", limits::UPLOADS_MAX))
+}
+
 fn heartbeat(text: &str) -> Result<Duration, String> {
     let beat = settings::duration(text)?;
     if (limits::HEARTBEAT_MIN..=limits::HEARTBEAT_MAX).contains(&beat) {
@@ -203,6 +216,12 @@ mod tests {
             ["--listen", "nowhere", "--keep", "soon", "--heartbeat", "1ms", "--store", "mysql:x"];
         let err = Config::new(args(&bad)).expect_err("refused");
         assert_eq!(err.problems.len(), 4, "{err}");
+        for bad in ["0", "257", "-1", "many"] {
+            let err = Config::new(args(&[&format!("--max-uploads={bad}")])).expect_err(bad);
+            assert!(err.problems[0].starts_with("--max-uploads"), "{err}");
+        }
+        let config = Config::new(args(&["--max-uploads", "7"])).expect("valid");
+        assert_eq!(config.uploads_max, 7);
     }
 
     #[test]

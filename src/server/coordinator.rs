@@ -47,6 +47,7 @@ pub struct Parts {
     pub shutdown: Shutdown,
     pub heartbeat: Duration,
     pub retention: Retention,
+    pub uploads_max: usize,
 }
 
 pub struct Coordinator {
@@ -91,7 +92,7 @@ impl Coordinator {
             metrics: parts.metrics,
             shutdown: parts.shutdown,
             sessions: Sessions::new(parts.heartbeat),
-            uploads: Arc::default(),
+            uploads: Arc::new(Uploads::new(parts.uploads_max)),
             retention: parts.retention,
             changes: broadcast::channel(limits::WATCH_LAG_MAX).0,
         })
@@ -179,6 +180,12 @@ impl Coordinator {
             Ok(transfer)
         };
         Ok(self.view(self.owned(deleted).await?))
+    }
+
+    /// Whether a client has transfers that wait to be claimed, due or not.
+    pub(super) async fn has_waiting(&self, client: &ClientId) -> Result<bool, Error> {
+        let record = self.store.client(client).await?;
+        Ok(record.is_some_and(|record| record.queued_transfers > 0))
     }
 
     pub async fn client(&self, id: &ClientId) -> Result<ClientView, Error> {
@@ -318,6 +325,7 @@ impl Coordinator {
         if !transfer.state.is_outstanding() {
             // Nobody waits for its bytes any more.
             self.uploads.stop(attempt_of(transfer));
+            self.uploads.places.release(attempt_of(transfer));
         }
         if transfer.state.is_waiting() || transfer.state.is_final() {
             // There is something to claim, or a slot is free.

@@ -2,7 +2,7 @@
 //! claims from the queue, passes reports on, and knows when the client is gone. The session ends
 //! its own stream.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::mpsc,
@@ -14,6 +14,7 @@ use super::{
     coordinator::{Coordinator, attempt_of},
     error::Error,
     metrics::Ongoing,
+    places::Place,
     sessions::Session,
     store::Claim,
 };
@@ -82,6 +83,8 @@ struct Link {
     outbox: Outbox,
     /// When the queue is looked at without a ring.
     claim_at: Instant,
+    /// While the server is full, and the client has something to send.
+    next_place: Option<Pin<Box<dyn Future<Output = Place> + Send>>>,
     /// When the client counts as gone.
     silent_at: Instant,
     quota: Quota,
@@ -123,6 +126,7 @@ impl Link {
             inbound,
             outbox,
             claim_at: now,
+            next_place: None,
             silent_at,
             quota: Quota::new(now),
         }
@@ -158,8 +162,9 @@ impl Link {
         loop {
             let step = tokio::select! {
                 message = self.inbound.message() => self.take(message).await,
-                () = self.session.bell.notified() => self.act().await,
-                () = sleep_until(self.claim_at) => self.act().await,
+                () = self.session.bell.notified() => self.act(None).await,
+                () = sleep_until(self.claim_at) => self.act(None).await,
+                place = next_place(&mut self.next_place) => self.act(Some(place)).await,
                 () = sleep_until(self.silent_at) => Err(End::Silent),
                 () = self.session.superseded.cancelled() => Err(End::Superseded),
                 () = self.coordinator.shutdown.draining().cancelled() => Err(End::Draining),
@@ -192,7 +197,7 @@ impl Link {
                 self.answer(FromServer::HeartbeatAck { seq }).await?;
                 self.session.note_throttled(&progress);
                 if jobs_max.is_some_and(|jobs_max| self.session.note_jobs_max(jobs_max)) {
-                    self.act().await?;
+                    self.act(None).await?;
                 }
                 Ok(())
             }
@@ -217,9 +222,39 @@ impl Link {
         }
     }
 
-    /// Sends what is to be stopped, then commands, as many as the client takes and the outbox
-    /// holds.
-    async fn act(&mut self) -> Result<(), End> {
+    /// Returns a place of the server for one more upload. If there is none, and the client has
+    /// something to send, it is waited for.
+    async fn place(&mut self) -> Option<Place> {
+        let place = self.coordinator.uploads.places.try_take();
+        if place.is_some() {
+            self.next_place = None;
+        } else if self.next_place.is_none() {
+            self.session.note_full(false);
+            match self.coordinator.has_waiting(&self.session.client).await {
+                Ok(true) => {
+                    self.next_place = Some(Box::pin(self.coordinator.uploads.places.take()))
+                }
+                Ok(false) => {}
+                Err(err) => err.log(),
+            }
+        }
+        self.session.note_server_full(self.next_place.is_some());
+        place
+    }
+
+    /// Returns places for more uploads, at most `room`, beginning with the one that was `given`.
+    async fn places(&mut self, given: Option<Place>, room: usize) -> Option<Vec<Place>> {
+        let first = match given {
+            Some(place) => place,
+            None => self.place().await?,
+        };
+        let more = std::iter::from_fn(|| self.coordinator.uploads.places.try_take());
+        Some(std::iter::once(first).chain(more.take(room - 1)).collect())
+    }
+
+    /// Sends what is to be stopped, then commands, as many as the client takes, the server has
+    /// places for and the outbox holds.
+    async fn act(&mut self, mut place: Option<Place>) -> Result<(), End> {
         self.claim_at = Instant::now() + limits::CLAIM_POLL;
         loop {
             let Ok(slot) = self.outbox.clone().try_reserve_owned() else {
@@ -235,19 +270,22 @@ impl Link {
             // Never claim what cannot be sent.
             let room = outbox.capacity().min(limits::OFFERS_PER_CLAIM_MAX as usize);
             let slots = outbox.try_reserve_many(room).ok().filter(|_| room > 0);
-            let Some(mut slots) = slots else {
+            let Some(slots) = slots else {
                 self.claim_at = Instant::now() + CLAIM_PAUSE_MIN;
                 return Ok(());
             };
+            let Some(places) = self.places(place.take(), room).await else { return Ok(()) };
             let jobs_max = self.session.jobs_max();
-            let offers_max = u32::try_from(room).unwrap_or(limits::OFFERS_PER_CLAIM_MAX);
+            let offers_max = u32::try_from(places.len()).unwrap_or(limits::OFFERS_PER_CLAIM_MAX);
             let claim = self.coordinator.claim(&self.session, jobs_max, offers_max).await;
             self.session.note_full(matches!(claim, Ok(Claim::Full)));
+            self.session.note_server_full(false);
             match claim {
                 Ok(Claim::Offered(offers)) => {
-                    for (transfer, slot) in offers.iter().zip(&mut slots) {
-                        let (id, epoch) = (transfer.id, transfer.epoch.0);
-                        tracing::debug!(transfer_id = %id, epoch, "offered");
+                    for ((transfer, slot), place) in offers.iter().zip(slots).zip(places) {
+                        let attempt = attempt_of(transfer);
+                        tracing::debug!(%attempt, "offered");
+                        self.coordinator.uploads.places.keep(attempt, place);
                         slot.send(Ok(FromServer::Download(command(transfer)).into()));
                         self.quota.grant(MESSAGES_PER_OFFER);
                     }
@@ -276,7 +314,7 @@ impl Link {
     }
 
     /// Sends what a message of the client asks for. Until there is room nothing more is read of it.
-    async fn answer(&self, message: FromServer) -> Result<(), End> {
+    async fn answer(&mut self, message: FromServer) -> Result<(), End> {
         match timeout(limits::OUTBOX_WAIT, self.outbox.reserve()).await {
             Ok(Ok(slot)) => slot.send(Ok(message.into())),
             Ok(Err(_)) => return Err(End::Closed),
@@ -314,6 +352,14 @@ impl Link {
             tracing::debug!("the client cannot be told why");
         }
     }
+}
+
+/// Waits for a place, if one is waited for at all.
+async fn next_place(place: &mut Option<Pin<Box<dyn Future<Output = Place> + Send>>>) -> Place {
+    let Some(waiting) = place else { return std::future::pending().await };
+    let free = waiting.await;
+    *place = None;
+    free
 }
 
 /// What a client says of transfers that it does not have is ignored; only our own trouble is worth

@@ -48,6 +48,8 @@ pub struct Session {
     jobs_max: AtomicU32,
     /// The last look at the queue found that the client has as much as it takes.
     full: AtomicBool,
+    /// It waits for a place of the server.
+    server_full: AtomicBool,
     /// Attempts that a cap of the client's, or their own, holds back, since when.
     throttled: Mutex<Vec<(AttemptId, UnixMs)>>,
     /// Attempts that the client must stop.
@@ -78,6 +80,7 @@ impl Session {
             successor: Mutex::new(None),
             jobs_max: AtomicU32::new(jobs_max),
             full: AtomicBool::new(false),
+            server_full: AtomicBool::new(false),
             throttled: Mutex::default(),
             stops: Mutex::new(VecDeque::new()),
             heard: Mutex::new((Instant::now(), now)),
@@ -114,6 +117,14 @@ impl Session {
 
     pub fn is_full(&self) -> bool {
         self.full.load(Ordering::Relaxed)
+    }
+
+    pub fn note_server_full(&self, full: bool) {
+        self.server_full.store(full, Ordering::Relaxed);
+    }
+
+    pub fn is_server_full(&self) -> bool {
+        self.server_full.load(Ordering::Relaxed)
     }
 
     /// Notes how many commands the client takes; returns whether that is another number.

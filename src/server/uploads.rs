@@ -12,14 +12,14 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    ids::{AttemptId, ClientId, TransferId},
-    limits,
-};
+use super::places::{Place, Places};
+use crate::ids::{AttemptId, ClientId, TransferId};
 
 /// The running uploads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Uploads {
+    /// How many there may be.
+    pub places: Places,
     running: Mutex<HashMap<TransferId, Arc<Upload>>>,
 }
 
@@ -54,11 +54,15 @@ pub enum Occupied {
     Stopping,
     /// By a newer attempt.
     Newer,
-    /// By as many others as the server serves at a time.
+    /// No place was kept for it, and none is free.
     Full,
 }
 
 impl Uploads {
+    pub fn new(uploads_max: usize) -> Self {
+        Self { places: Places::new(uploads_max), running: Mutex::default() }
+    }
+
     /// Enters an upload; it leaves when the returned value is dropped. What runs already is told to
     /// stop, if it is not newer.
     pub fn enter(
@@ -77,9 +81,8 @@ impl Uploads {
             other.stop.cancel();
             return Err((Occupied::Stopping, other.ended.clone()));
         }
-        if running.len() >= limits::UPLOADS_MAX {
-            return Err((Occupied::Full, CancellationToken::new()));
-        }
+        let place = self.places.of(attempt).or_else(|| self.places.try_take());
+        let Some(place) = place else { return Err((Occupied::Full, CancellationToken::new())) };
         let upload = Arc::new(Upload {
             attempt,
             client: client.clone(),
@@ -90,7 +93,7 @@ impl Uploads {
             rate: Mutex::new(Rate { since: Instant::now(), bytes: 0, average: None }),
         });
         running.insert(attempt.transfer, Arc::clone(&upload));
-        Ok(Entered { uploads: Arc::clone(self), upload })
+        Ok(Entered { uploads: Arc::clone(self), upload, place: Some(place) })
     }
 
     pub fn find(&self, transfer: TransferId) -> Option<Arc<Upload>> {
@@ -154,6 +157,8 @@ impl Upload {
 pub struct Entered {
     uploads: Arc<Uploads>,
     upload: Arc<Upload>,
+    /// Until it is dropped.
+    place: Option<Place>,
 }
 
 impl std::ops::Deref for Entered {
@@ -168,6 +173,10 @@ impl Drop for Entered {
     fn drop(&mut self) {
         let mut running = self.uploads.running.lock().unwrap_or_else(PoisonError::into_inner);
         running.remove(&self.upload.attempt.transfer);
+        if let Some(place) = self.place.take_if(|_| self.upload.is_replaced()) {
+            // The call that goes on in its place has it.
+            self.uploads.places.keep(self.upload.attempt, place);
+        }
         self.upload.ended.cancel();
     }
 }
@@ -181,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_newer_attempt_stops_the_older_one_and_never_the_reverse() {
-        let uploads = Arc::new(Uploads::default());
+        let uploads = Arc::new(Uploads::new(2));
         let client: ClientId = "c".parse().expect("an id");
         let transfer = TransferId::generate();
         let attempt = |epoch| AttemptId { transfer, epoch: Epoch(epoch) };
@@ -198,5 +207,22 @@ mod tests {
         assert_eq!(why, Occupied::Newer);
         uploads.stop(attempt(1));
         assert!(!second.stop.is_cancelled());
+    }
+
+    #[test]
+    fn more_than_there_are_places_for_are_refused_and_a_second_call_inherits_its_place() {
+        let uploads = Arc::new(Uploads::new(1));
+        let client: ClientId = "c".parse().expect("an id");
+        let attempt = || AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) };
+        let one = attempt();
+        let entered = uploads.enter(one, &client).expect("free");
+        assert_eq!(uploads.enter(attempt(), &client).expect_err("full").0, Occupied::Full);
+
+        assert_eq!(uploads.enter(one, &client).expect_err("occupied").0, Occupied::Stopping);
+        drop(entered);
+        assert_eq!(uploads.enter(attempt(), &client).expect_err("full").0, Occupied::Full);
+        let entered = uploads.enter(one, &client).expect("its place");
+        drop(entered);
+        uploads.enter(attempt(), &client).expect("free");
     }
 }

@@ -9,6 +9,7 @@ use fts::{
         server_url::ServerUrl,
     },
     limits,
+    rate::Rate,
     shutdown::Shutdown,
     telemetry::LogFormat,
 };
@@ -31,8 +32,25 @@ impl TestClient {
         client
     }
 
+    /// Starts one whose uploads together send at most so many bytes a second.
+    pub async fn start_at_rate(
+        server: &TestServer,
+        id: &str,
+        allowed: &[&Path],
+        rate_max: u64,
+    ) -> Self {
+        let rate_max = Rate::try_from(rate_max).expect("enough");
+        let client = Self::begin(&server.url(), id, allowed, Some(rate_max));
+        server.online(id).await;
+        client
+    }
+
     /// Starts a client of a server that may not be there yet.
     pub fn start_at(url: &str, id: &str, allowed: &[&Path]) -> Self {
+        Self::begin(url, id, allowed, None)
+    }
+
+    fn begin(url: &str, id: &str, allowed: &[&Path], rate_max: Option<Rate>) -> Self {
         let state = TempDir::new().expect("a directory");
         let root = |path: &&Path| path.to_str().expect("text").parse().expect("a path");
         let config = ClientConfig {
@@ -42,7 +60,7 @@ impl TestClient {
             status: StatusPort::None,
             shared: Shared::Roots(allowed.iter().map(root).collect()),
             state_dir: state.path().join("state"),
-            rate_max: None,
+            rate_max,
             uploads_max: limits::JOBS,
             nice: 0,
             log_format: LogFormat::Text,

@@ -21,6 +21,7 @@ use tonic::transport::{Channel, Endpoint};
 pub struct Setup {
     pub heartbeat: Duration,
     pub retention: Retention,
+    pub uploads_max: usize,
     pub disk: Box<dyn Disk>,
     pub clear_text: ClearText,
     pub drain_wait: Duration,
@@ -31,6 +32,7 @@ impl Default for Setup {
         Self {
             heartbeat: fts::limits::HEARTBEAT,
             retention: Retention::default(),
+            uploads_max: fts::limits::UPLOADS_MAX,
             disk: Box::new(RealDisk),
             clear_text: ClearText::LoopbackOnly,
             drain_wait: fts::limits::DRAIN_WAIT,
@@ -69,6 +71,7 @@ impl TestServer {
             clear_text: setup.clear_text,
             heartbeat: setup.heartbeat,
             retention: setup.retention,
+            uploads_max: setup.uploads_max,
             drain_wait: setup.drain_wait,
             shutdown: shutdown.clone(),
         });

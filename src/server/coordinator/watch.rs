@@ -89,6 +89,7 @@ impl Coordinator {
         };
         match noted {
             Some(w) if w.next_attempt.is_some_and(|next| next > now) => because(w.reason),
+            _ if session.is_server_full() => because(WaitingReason::ServerBusy),
             _ if session.is_full() => because(WaitingReason::ClientBusy),
             // It is due, and the client is there: the command is about to go out.
             _ => None,
