@@ -8,6 +8,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::net::TcpListener;
 use tonic::service::Routes;
+use tower::ServiceExt as _;
 
 use crate::{
     limits,
@@ -15,6 +16,7 @@ use crate::{
     wire::{DESCRIPTORS, proto},
 };
 
+mod arrived;
 pub mod config;
 mod control_api;
 pub mod coordinator;
@@ -170,7 +172,7 @@ impl Server {
             )
             .route_service(
                 "/fts.v1.FileTransfer/UploadFile",
-                service(limits::UPLOAD_MESSAGE_BYTES_MAX),
+                service(limits::UPLOAD_MESSAGE_BYTES_MAX).map_request(arrived::counted),
             )
     }
 }

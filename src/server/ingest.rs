@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use tonic::Streaming;
 
 use super::{
+    arrived::Arrived,
     coordinator::{Begun, Coordinator, attempt_of, ignore_late},
     error::Error,
     uploads::Entered,
@@ -46,6 +47,7 @@ pub enum Received {
 pub async fn receive(
     coordinator: Arc<Coordinator>,
     mut stream: Streaming<UploadFileRequest>,
+    arrived: Arrived,
 ) -> Result<(Header, Received), Error> {
     let Next::Message(Upload::Header(header)) = next(&mut stream, limits::HELLO_WAIT).await? else {
         return Err(out_of_order("an upload begins with its Header"));
@@ -55,7 +57,7 @@ pub async fn receive(
     span.record("transfer_id", tracing::field::display(transfer.id));
     let _active = coordinator.metrics.upload_began();
     let started = Instant::now();
-    let run = Ingest { coordinator, entered, transfer, unrecorded, started };
+    let run = Ingest { coordinator, entered, transfer, unrecorded, arrived, started };
     let received = run.run(stream, header.size).await?;
     Ok((header, received))
 }
@@ -68,6 +70,7 @@ struct Ingest {
     /// Steps that are recorded with the next one. A small file begins, finishes and is published in
     /// one commit.
     unrecorded: Vec<(Step, Moment)>,
+    arrived: Arrived,
     started: Instant,
 }
 
@@ -141,7 +144,7 @@ impl Ingest {
                 biased;
                 () = self.entered.stop.cancelled() => return End::Stopped,
                 () = self.coordinator.shutdown.aborting().cancelled() => return End::Drained,
-                message = next(&mut stream, limits::UPLOAD_STALL) => message,
+                message = next_moving(&mut stream, &self.arrived) => message,
             };
             let (offset, crc32c, data) = match message {
                 Ok(Next::Message(Upload::Chunk { offset, crc32c, data })) => (offset, crc32c, data),
@@ -329,6 +332,25 @@ enum Next {
     End,
 }
 
+/// Reads the next message, for as long as its bytes come: on a slow line a chunk takes longer than
+/// an upload may stand still.
+async fn next_moving(
+    stream: &mut Streaming<UploadFileRequest>,
+    arrived: &Arrived,
+) -> Result<Next, Error> {
+    loop {
+        let before = arrived.bytes();
+        match next(stream, limits::UPLOAD_STALL).await {
+            Err(err) if err.reason() == Reason::Stalled => {
+                if arrived.bytes() - before < limits::UPLOAD_STALL_BYTES {
+                    return Err(err);
+                }
+            }
+            next => return next,
+        }
+    }
+}
+
 /// Reads the next message. A transport error is an end like any other; only a message that is not
 /// one of ours, or silence, is refused.
 async fn next(
@@ -375,4 +397,87 @@ fn disk_cause(err: &Error) -> Cause {
 
 fn integrity_cause(err: &ChunkError) -> Cause {
     failed(FailReason::Integrity, err.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, time::Duration};
+
+    use axum::body::Body;
+    use http::Request;
+    use prost::Message as _;
+    use tokio::time;
+    use tokio_stream::wrappers::ReceiverStream;
+    use tonic::codec::Codec as _;
+    use tonic_prost::ProstCodec;
+
+    use super::*;
+    use crate::{server::arrived, wire::proto::UploadFileResponse};
+
+    type Pieces = mpsc::Sender<io::Result<Bytes>>;
+
+    /// An upload whose bytes come as the test sends them.
+    fn upload() -> (Pieces, Streaming<UploadFileRequest>, Arrived) {
+        let (pieces, queue) = mpsc::channel(1);
+        let request = Request::new(Body::from_stream(ReceiverStream::new(queue)));
+        let request = arrived::counted(request);
+        let arrived = request.extensions().get::<Arrived>().cloned().expect("counted");
+        let decoder = ProstCodec::<UploadFileResponse, UploadFileRequest>::default().decoder();
+        let stream = Streaming::new_request(decoder, request.into_body(), None, None);
+        (pieces, stream, arrived)
+    }
+
+    /// A whole chunk, as gRPC frames it.
+    fn chunk() -> Bytes {
+        let data = Bytes::from(vec![7; limits::CHUNK_BYTES]);
+        let message = UploadFileRequest::from(Upload::Chunk { offset: 0, crc32c: 0, data });
+        let message = message.encode_to_vec();
+        let length = u32::try_from(message.len()).expect("small").to_be_bytes();
+        [&[0], &length[..], &message[..]].concat().into()
+    }
+
+    /// Sends the chunk in pieces, one every `pause`, and returns what is read, and when.
+    async fn read_slowly(piece: u64, pause: Duration) -> (Result<Next, Error>, Duration) {
+        let (pieces, mut stream, arrived) = upload();
+        let mut left = chunk();
+        let begun = time::Instant::now();
+        let sending = async {
+            while !left.is_empty() {
+                time::sleep(pause).await;
+                let piece = left.len().min(usize::try_from(piece).expect("small"));
+                pieces.send(Ok(left.split_to(piece))).await.expect("it is read");
+            }
+            std::future::pending().await
+        };
+        let read = tokio::select! {
+            read = next_moving(&mut stream, &arrived) => read,
+            () = sending => unreachable!("it never ends"),
+        };
+        (read, begun.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_upload_is_none_that_stands_still() {
+        let pause = limits::UPLOAD_STALL - Duration::from_secs(1);
+        let (read, took) = read_slowly(limits::UPLOAD_STALL_BYTES, pause).await;
+        assert!(matches!(read, Ok(Next::Message(Upload::Chunk { .. }))));
+        assert!(took > limits::UPLOAD_STALL * 60, "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trickle_is_a_stall() {
+        for (piece, pause) in [(100, 1), (limits::UPLOAD_STALL_BYTES - 1, 59), (1, 3600)] {
+            let (read, took) = read_slowly(piece, Duration::from_secs(pause)).await;
+            let err = read.err().expect("refused");
+            assert_eq!(err.reason(), Reason::Stalled);
+            assert!(took <= limits::UPLOAD_STALL * 2, "{piece} {pause}: {took:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_is_an_end_at_once() {
+        let (pieces, mut stream, arrived) = upload();
+        drop(pieces);
+        assert!(matches!(next_moving(&mut stream, &arrived).await, Ok(Next::End)));
+    }
 }

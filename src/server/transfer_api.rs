@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
 use super::{
+    arrived::Arrived,
     coordinator::Coordinator,
     error::Error,
     ingest::{self, Received},
@@ -61,12 +62,18 @@ impl FileTransfer for TransferApi {
         let span = tracing::info_span!("transfer", transfer_id = tracing::field::Empty);
         let coordinator = Arc::clone(&self.coordinator);
         // A task of its own: when the call is dropped, it still notes how the attempt ended.
-        let receive = ingest::receive(coordinator, request.into_inner()).instrument(span);
+        let arrived = request.extensions().get::<Arrived>().cloned();
+        let arrived = arrived.ok_or_else(|| internal("the bytes are not counted"))?;
+        let receive = ingest::receive(coordinator, request.into_inner(), arrived).instrument(span);
         let received = self.coordinator.shutdown.spawn(receive).await;
         let received = received.unwrap_or_else(|err| Err(Error::Internal(err.to_string())));
         let (header, received) = received.map_err(Error::into_status)?;
         Ok(Response::new(UploadFileResponse { receipts: vec![receipt(&header, received)] }))
     }
+}
+
+fn internal(text: &str) -> Status {
+    Error::Internal(text.to_owned()).into_status()
 }
 
 fn receipt(header: &Header, received: Received) -> Receipt {
