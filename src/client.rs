@@ -21,6 +21,7 @@ mod fake_server;
 mod jobs;
 mod link;
 mod pace;
+mod page_cache;
 mod policy;
 mod reader;
 mod session;

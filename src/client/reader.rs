@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use rustix::{fs::Advice, io::Errno};
 
-use super::source::OpenFile;
+use super::{page_cache::Footprint, source::OpenFile};
 use crate::{
     chunk::{self, RootBuilder},
     ids::Digest,
@@ -108,14 +108,17 @@ fn each_chunk(
     mut take: impl FnMut(u64, Bytes) -> bool,
 ) -> Result<Digest, ReadError> {
     let pool = Pool::default();
+    let mut footprint = Footprint::new(file.file(), size);
     let mut root = RootBuilder::new(size);
     let mut offset = 0;
     while offset < size {
         let mut buffer = pool.take();
         let part = &mut buffer[..chunk::chunk_len(size, offset)];
+        footprint.before_read();
         if !fill(file, part, offset)? {
             return Err(ReadError::Changed("it became shorter"));
         }
+        footprint.after_read(offset, part.len());
         root.push(part);
         let length = part.len();
         if !take(offset, pool.bytes(buffer, length)) {
