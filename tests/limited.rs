@@ -8,6 +8,7 @@ use std::{fs, path::Path, time::Duration};
 use common::{
     bytes,
     client::TestClient,
+    process::Process,
     raw::{RawSession, RawUpload, chunks, receipt, upload},
     server::{PATIENCE, Setup, TestServer},
 };
@@ -313,4 +314,136 @@ async fn an_offer_that_comes_to_nothing_gives_its_place_back() {
 async fn cancel(server: &TestServer, id: &str) {
     let request = CancelTransferRequest { transfer_id: id.to_owned() };
     server.control().await.cancel_transfer(request).await.expect("cancelled");
+}
+
+/// The client's program with a file of settings, and a shared file that no cap could deliver in
+/// the time of a test.
+struct Site {
+    dir: TempDir,
+    shared: String,
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = TempDir::new().expect("a directory");
+        let shared = dir.path().join("shared");
+        fs::create_dir(&shared).expect("made");
+        fs::write(shared.join("f"), bytes(16 * CHUNK_BYTES, 7)).expect("written");
+        let shared = text(&shared).to_owned();
+        Self { dir, shared }
+    }
+
+    fn set(&self, settings: &str) {
+        let new = self.dir.path().join("new");
+        fs::write(&new, settings).expect("written");
+        fs::rename(&new, self.dir.path().join("client.toml")).expect("renamed");
+    }
+
+    fn start(&self, server: &TestServer, more: &[&str]) -> Process {
+        let text = |name: &str| self.dir.path().join(name).to_str().expect("text").to_owned();
+        let (url, state, log) = (server.url(), text("state"), self.dir.path().join("log"));
+        let mut args = vec!["--server", &url, "--allow", &self.shared, "--state-dir", &state];
+        args.extend(["--client-id", "client-1", "--status-port", "0"]);
+        args.extend(more);
+        Process::start(env!("CARGO_BIN_EXE_fts-client"), &log, &args, &[])
+    }
+}
+
+fn hang_up(client: &Process) {
+    client.signal(rustix::process::Signal::HUP);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hang_up_changes_the_limits_of_what_runs_and_a_bad_file_changes_nothing() {
+    let server = TestServer::start().await;
+    let site = Site::new();
+    site.set("max_rate = \"64KB/s\"\nmax_uploads = 1\n");
+    let config = site.dir.path().join("client.toml");
+    let mut client = site.start(&server, &["--config", text(&config)]);
+    assert_eq!(server.online("client-1").await.jobs_max, 1);
+    let path = format!("{}/f", site.shared);
+    let first = server.trigger("client-1", &path).await.id;
+    let second = server.trigger("client-1", &path).await.id;
+    server.follow(&first, is_throttled).await;
+    server.shown(&second, |t| waits(t) == Some(WaitingReason::ClientBusy)).await;
+
+    // What is right in a file with something wrong does not count.
+    site.set("max_uploads = 9\nmax_rat = \"1GB/s\"\n");
+    hang_up(&client);
+    client.logged("nothing was changed");
+    client.logged("max_rat");
+    assert_eq!(server.online("client-1").await.jobs_max, 1);
+    assert!(is_throttled(&server.transfer(&first).await));
+
+    // The second one may run as well: the server is told, and offers it at once.
+    site.set("max_rate = \"64KB/s\"\nmax_uploads = 2\nallow = [\"/elsewhere\"]\nnice = 5\n");
+    hang_up(&client);
+    server.follow(&second, is_throttled).await;
+    client.logged("the new nice takes effect after a restart");
+    assert!(!client.read_log().contains("the new allow"), "the flag wins: {}", client.read_log());
+
+    // At 64 KB/s these would take minutes.
+    site.set("");
+    hang_up(&client);
+    for id in [&first, &second] {
+        let (transfer, landed) = server.landed(id).await;
+        assert!(landed == bytes(16 * CHUNK_BYTES, 7));
+        assert_eq!((transfer.attempts, transfer.waiting), (1, None), "none was cut");
+    }
+
+    // And from none to some, in the middle.
+    site.set("max_rate = \"64KB/s\"\nmax_uploads = 1\n");
+    hang_up(&client);
+    let third = server.trigger("client-1", &path).await.id;
+    server.follow(&third, is_throttled).await;
+    assert_eq!(server.online("client-1").await.jobs_max, 1);
+    drop(client);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cap_that_comes_in_the_middle_holds_what_runs() {
+    let server = TestServer::start().await;
+    let site = Site::new();
+    // A hole: long to send, even on a fast machine.
+    let size = 4 << 30;
+    let path = format!("{}/long", site.shared);
+    fs::File::create(&path).expect("made").set_len(size).expect("grown");
+    site.set("");
+    let config = site.dir.path().join("client.toml");
+    let client = site.start(&server, &["--config", text(&config)]);
+    server.online("client-1").await;
+    let id = server.trigger("client-1", &path).await.id;
+    server.follow(&id, |t| t.bytes_done > 0).await;
+
+    site.set("max_rate = \"64KB/s\"\n");
+    hang_up(&client);
+
+    let held = server.follow(&id, is_throttled).await;
+    assert!(held.bytes_done < size);
+    drop(client);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_without_a_file_survives_a_hang_up_and_is_as_nice_as_told() {
+    let server = TestServer::start().await;
+    let site = Site::new();
+    let mut client = site.start(&server, &["--nice", "7"]);
+    server.online("client-1").await;
+
+    hang_up(&client);
+
+    client.logged("nothing to read again");
+    let id = server.trigger("client-1", &format!("{}/f", site.shared)).await.id;
+    server.landed(&id).await;
+    let tasks = format!("/proc/{}/task", client.id().as_raw_nonzero());
+    for task in fs::read_dir(tasks).expect("it runs") {
+        let stat = task.expect("a thread").path().join("stat");
+        // A thread may end meanwhile.
+        let Ok(stat) = fs::read_to_string(stat) else { continue };
+        let fields = stat.rsplit_once(") ").expect("a name").1;
+        assert_eq!(fields.split(' ').nth(16), Some("7"), "the nice value of {stat}");
+    }
+    server.stop().await;
 }
