@@ -115,8 +115,9 @@ impl Client {
     /// Runs until `shutdown` drains; running uploads may finish until it aborts.
     pub async fn run(self, shutdown: Shutdown) {
         let data = DataConnection::new(self.dialer.clone());
-        let pace = self.allowance.pace.clone();
-        let uploader = Uploader::new(self.source.clone(), data.clone(), self.hello.instance, pace);
+        let limiter = self.allowance.pace.clone();
+        let instance = self.hello.instance;
+        let uploader = Uploader::new(self.source.clone(), data.clone(), instance, limiter);
         let link = Link {
             jobs: Jobs::new(uploader, self.allowance, self.board.clone()),
             dialer: self.dialer,

@@ -406,9 +406,9 @@ async fn a_cap_that_comes_in_the_middle_holds_what_runs() {
     let server = TestServer::start().await;
     let site = Site::new();
     // A hole: long to send, even on a fast machine.
-    let size = 4 << 30;
+    let length = 4 << 30;
     let path = format!("{}/long", site.shared);
-    fs::File::create(&path).expect("made").set_len(size).expect("grown");
+    fs::File::create(&path).expect("made").set_len(length).expect("grown");
     site.set("");
     let config = site.dir.path().join("client.toml");
     let client = site.start(&server, &["--config", text(&config)]);
@@ -420,7 +420,7 @@ async fn a_cap_that_comes_in_the_middle_holds_what_runs() {
     hang_up(&client);
 
     let held = server.follow(&id, is_throttled).await;
-    assert!(held.bytes_done < size);
+    assert!(held.bytes_done < length);
     drop(client);
     server.stop().await;
 }

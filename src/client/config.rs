@@ -266,7 +266,7 @@ impl ClientConfig {
             ("client_id", self.id.to_string()),
             ("status_port", format!("{:?}", self.status)),
             ("allow", format!("{:?}", self.shared)),
-            ("state_dir", format!("{:?}", self.state_dir)),
+            ("state_dir", self.state_dir.display().to_string()),
             ("nice", self.nice.to_string()),
             ("log_format", format!("{:?}", self.log_format)),
         ]
@@ -505,7 +505,8 @@ mod tests {
     fn the_flag_wins_over_the_file_and_the_file_over_the_default() {
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("c.toml");
-        let text = "client_id = \"of-file\"\nmax_uploads = 7\nmax_rate = \"5MB/s\"\nallow = [\"/file\"]\nstatus_port = 0\n";
+        let text = "client_id = \"of-file\"\nmax_uploads = 7\nmax_rate = \"5MB/s\"\n\
+                    allow = [\"/file\"]\nstatus_port = 0\n";
         fs::write(&path, text).expect("written");
         let flags = Flags {
             client_id: some("of-flag"),

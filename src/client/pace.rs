@@ -52,12 +52,11 @@ impl Limiter {
     async fn take(&self, want: usize, held: &Held) -> usize {
         let mut rate = self.rate.subscribe();
         let mut waiting = None;
-        let turn = match self.turn.try_acquire() {
-            Ok(turn) => Ok(turn),
-            Err(_) => {
-                waiting = Some(held.begin());
-                self.turn.acquire().await
-            }
+        let turn = if let Ok(turn) = self.turn.try_acquire() {
+            Ok(turn)
+        } else {
+            waiting = Some(held.begin());
+            self.turn.acquire().await
         };
         let _turn = turn.expect("the semaphore is never closed");
         loop {

@@ -232,7 +232,7 @@ impl Link {
             self.session.note_full(false);
             match self.coordinator.has_waiting(&self.session.client).await {
                 Ok(true) => {
-                    self.next_place = Some(Box::pin(self.coordinator.uploads.places.take()))
+                    self.next_place = Some(Box::pin(self.coordinator.uploads.places.take()));
                 }
                 Ok(false) => {}
                 Err(err) => err.log(),

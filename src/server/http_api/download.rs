@@ -121,21 +121,21 @@ fn request(
         path: control::path(&path.unwrap_or_default())?,
         request_id: request_id.map(|text| text.parse()).transpose()?,
         consistency: ask.consistency.unwrap_or_default(),
-        rate_max: rate_max(query.max_rate, ask.max_rate)?,
+        rate_max: rate_max(query.max_rate.as_deref(), ask.max_rate.as_ref())?,
         deadline,
     })
 }
 
-fn rate_max(query: Option<String>, body: Option<MaxRate>) -> Result<Option<Rate>, Problem> {
+fn rate_max(query: Option<&str>, body: Option<&MaxRate>) -> Result<Option<Rate>, Problem> {
     let refused = |err: RateError| Problem::malformed(format!("max_rate: {err}"));
     // Empty, as everywhere: nothing was said.
     let parse = |text: &str| if text.is_empty() { Ok(None) } else { Rate::parse(text) };
-    let body = match &body {
+    let body = match body {
         None => None,
         Some(MaxRate::Number(number)) => Some(Rate::from_number(*number).map_err(refused)?),
         Some(MaxRate::Text(text)) => Some(parse(text).map_err(refused)?),
     };
-    match (query.map(|text| parse(&text)).transpose().map_err(refused)?, body) {
+    match (query.map(parse).transpose().map_err(refused)?, body) {
         (Some(one), Some(other)) if one != other => {
             Err(Problem::malformed("there are two values of max_rate, and they differ"))
         }
