@@ -332,8 +332,7 @@ enum Next {
     End,
 }
 
-/// Reads the next message, for as long as its bytes come: on a slow line a chunk takes longer than
-/// an upload may stand still.
+/// Reads the next message, for as long as its bytes come: a chunk may take long on a slow line.
 async fn next_moving(
     stream: &mut Streaming<UploadFileRequest>,
     arrived: &Arrived,

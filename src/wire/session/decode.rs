@@ -252,3 +252,37 @@ pub fn consistency(consistency: proto::Consistency) -> Consistency {
         proto::Consistency::Strict => Consistency::Strict,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::TransferId;
+
+    #[test]
+    fn a_cap_that_is_out_of_bounds_is_one_all_the_same() {
+        let rate = |max_rate| {
+            let attempt = AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) };
+            let attempt = Some(attempt.into());
+            let command = proto::DownloadCommand { attempt, max_rate, ..Default::default() };
+            Command::try_from(command).expect("a command").rate_max.map(Rate::bytes_per_second)
+        };
+        assert_eq!(rate(0), None);
+        assert_eq!(rate(1), Some(limits::RATE_MIN_BYTES));
+        assert_eq!(rate(5_000_000), Some(5_000_000));
+        assert_eq!(rate(u64::MAX), Some(limits::RATE_MAX_BYTES));
+    }
+
+    #[test]
+    fn a_client_takes_at_least_one_command_and_never_too_many() {
+        let says = |jobs_max| {
+            let beat = proto::Heartbeat { jobs_max, ..Default::default() };
+            let body = Some(proto::client_message::Body::Heartbeat(beat));
+            FromClient::try_from(proto::ClientMessage { body })
+        };
+        let heard = |jobs_max| FromClient::Heartbeat { seq: 0, progress: Vec::new(), jobs_max };
+        assert_eq!(says(None), Ok(heard(None)));
+        assert_eq!(says(Some(7)), Ok(heard(Some(7))));
+        assert_eq!(says(Some(u32::MAX)), Ok(heard(Some(limits::JOBS_MAX))));
+        assert_eq!(says(Some(0)), Err(WireError::Range("jobs_max")));
+    }
+}
