@@ -13,8 +13,8 @@
 //! ```
 //!
 //! 3. From here it cannot be lost, whether or not the client is there.
-//! 4. Only a bell: the command is never in it. A session also looks at the queue on connect and on
-//!    a timer.
+//! 4. Only a bell: the command is never in it. A session also looks at the queue on connect, and
+//!    the sweeper now and then at all queues.
 //! 5. A compare-and-set in the store. Whatever carries an older epoch can write, finish and clean
 //!    up nothing.
 //! 8. File bytes travel on another connection than commands and heartbeats.

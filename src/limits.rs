@@ -178,7 +178,7 @@ pub const DEADLINE_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
 pub const UNFINISHED_PER_CLIENT_MAX: u64 = 100_000;
 /// Offers that one look at the queue makes, in one commit.
 pub const OFFERS_PER_CLAIM_MAX: u32 = 16;
-/// The queue is looked at this often, besides at every ring.
+/// Every queue is looked at this often, in one look for all; a ring that was missed waits as long.
 pub const CLAIM_POLL: Duration = Duration::from_secs(15);
 /// Deadlines, expired offers and retention are looked at this often.
 pub const SWEEP: Duration = Duration::from_secs(1);

@@ -400,9 +400,10 @@ mod tests {
     use std::{io, time::Duration};
 
     use axum::body::Body;
+    use bytes::Bytes;
     use http::Request;
     use prost::Message as _;
-    use tokio::time;
+    use tokio::{sync::mpsc, time};
     use tokio_stream::wrappers::ReceiverStream;
     use tonic::codec::Codec as _;
     use tonic_prost::ProstCodec;

@@ -81,8 +81,9 @@ struct Link {
     session: Arc<Session>,
     inbound: Streaming<ClientMessage>,
     outbox: Outbox,
-    /// When the queue is looked at without a ring.
-    claim_at: Instant,
+    /// When the queue is looked at without a ring, if that is known: at first, and when the next
+    /// transfer will be due. Else the sweeper rings.
+    claim_at: Option<Instant>,
     /// While the server is full, and the client has something to send.
     next_place: Option<Pin<Box<dyn Future<Output = Place> + Send>>>,
     /// When the client counts as gone.
@@ -125,7 +126,7 @@ impl Link {
             session,
             inbound,
             outbox,
-            claim_at: now,
+            claim_at: Some(now),
             next_place: None,
             silent_at,
             quota: Quota::new(now),
@@ -163,7 +164,7 @@ impl Link {
             let step = tokio::select! {
                 message = self.inbound.message() => self.take(message).await,
                 () = self.session.bell.notified() => self.act(None).await,
-                () = sleep_until(self.claim_at) => self.act(None).await,
+                () = until(self.claim_at) => self.act(None).await,
                 place = next_place(&mut self.next_place) => self.act(Some(place)).await,
                 () = sleep_until(self.silent_at) => Err(End::Silent),
                 () = self.session.superseded.cancelled() => Err(End::Superseded),
@@ -255,11 +256,11 @@ impl Link {
     /// Sends what is to be stopped, then commands, as many as the client takes, the server has
     /// places for and the outbox holds.
     async fn act(&mut self, mut place: Option<Place>) -> Result<(), End> {
-        self.claim_at = Instant::now() + limits::CLAIM_POLL;
+        self.claim_at = None;
         loop {
             let Ok(slot) = self.outbox.clone().try_reserve_owned() else {
                 // The rest waits for room.
-                self.claim_at = Instant::now() + CLAIM_PAUSE_MIN;
+                self.claim_at = Some(Instant::now() + CLAIM_PAUSE_MIN);
                 return Ok(());
             };
             let Some(attempt) = self.session.next_stop() else { break };
@@ -271,7 +272,7 @@ impl Link {
             let room = outbox.capacity().min(limits::OFFERS_PER_CLAIM_MAX as usize);
             let slots = outbox.try_reserve_many(room).ok().filter(|_| room > 0);
             let Some(slots) = slots else {
-                self.claim_at = Instant::now() + CLAIM_PAUSE_MIN;
+                self.claim_at = Some(Instant::now() + CLAIM_PAUSE_MIN);
                 return Ok(());
             };
             let Some(places) = self.places(place.take(), room).await else { return Ok(()) };
@@ -294,7 +295,7 @@ impl Link {
                 Ok(Claim::Nothing { next_due }) => {
                     if let Some(due) = next_due {
                         let wait = due.since(UnixMs::now()).max(CLAIM_PAUSE_MIN);
-                        self.claim_at = self.claim_at.min(Instant::now() + wait);
+                        self.claim_at = Some(Instant::now() + wait);
                     }
                     return Ok(());
                 }
@@ -351,6 +352,14 @@ impl Link {
         if self.send(word).is_err() {
             tracing::debug!("the client cannot be told why");
         }
+    }
+}
+
+/// Waits until then; for ever, if there is no such time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

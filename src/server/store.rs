@@ -173,6 +173,15 @@ pub trait Store: Send + Sync + 'static {
     /// attempt.
     async fn claim(&self, claimant: &Claimant, now: Moment) -> Result<Claim, StoreError>;
 
+    /// Returns the clients that have a transfer which is due at `now`, by id, after `after`, at most
+    /// `limit`: a look at every queue at once.
+    async fn due_clients(
+        &self,
+        now: UnixMs,
+        after: Option<&ClientId>,
+        limit: u32,
+    ) -> Result<Vec<ClientId>, StoreError>;
+
     /// Applies steps, one after the other, by [`Transfer::apply_all`], and writes the result, with
     /// an event for each and their attempt's record. All of them are taken, or none.
     async fn apply(&self, id: TransferId, steps: &[(Step, Moment)]) -> Result<Applied, StoreError>;

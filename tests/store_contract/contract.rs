@@ -54,6 +54,7 @@ promises!(
     a_request_sent_twenty_times_at_once_makes_one_transfer,
     the_oldest_due_transfer_is_claimed_first,
     a_claim_tells_when_the_next_is_due,
+    clients_with_something_due_are_found,
     no_more_than_jobs_max_are_outstanding,
     one_claim_takes_the_oldest_as_many_as_there_is_room_for,
     steps_are_taken_all_or_none,
@@ -278,6 +279,41 @@ async fn a_claim_tells_when_the_next_is_due(store: Arc<dyn Store>) {
 
     assert_eq!(site.claim(1, 99).await, Claim::Nothing { next_due: Some(at(100)) });
     assert!(matches!(site.claim(1, 100).await, Claim::Offered(_)));
+}
+
+async fn clients_with_something_due_are_found(store: Arc<dyn Store>) {
+    let mut sites = Vec::new();
+    for number in 1..=6 {
+        sites.push(Site::open(&store, number).await);
+    }
+    let due = async |ms, after: Option<u8>, limit| {
+        let after = after.map(client);
+        store.due_clients(at(ms), after.as_ref(), limit).await.unwrap()
+    };
+    assert_eq!(due(1000, None, 9).await, []);
+
+    // One each, at different times; the second client has many, and the last one none.
+    for (site, ms) in sites.iter().zip([10, 20, 30, 40, 50]) {
+        site.create(ms).await;
+    }
+    for _ in 0..3 {
+        sites[1].create(5).await;
+    }
+    // What is outstanding, paused, or has ended is not due.
+    sites[2].offer(30).await;
+    let paused = sites[3].create(5).await;
+    sites[3].done(paused.id, Step::Paused { received_bytes: 0 }, 6).await;
+    let ended = sites[4].create(5).await;
+    sites[4].done(ended.id, Step::Cancelled { received_bytes: 0 }, 6).await;
+
+    assert_eq!(due(4, None, 9).await, []);
+    assert_eq!(due(5, None, 9).await, [client(2)]);
+    assert_eq!(due(10, None, 9).await, [client(1), client(2)]);
+    assert_eq!(due(39, None, 9).await, [client(1), client(2)]);
+    assert_eq!(due(50, None, 9).await, [client(1), client(2), client(4), client(5)]);
+    assert_eq!(due(50, None, 3).await, [client(1), client(2), client(4)]);
+    assert_eq!(due(50, Some(4), 3).await, [client(5)]);
+    assert_eq!(due(50, Some(5), 3).await, []);
 }
 
 async fn no_more_than_jobs_max_are_outstanding(store: Arc<dyn Store>) {

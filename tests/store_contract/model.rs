@@ -23,6 +23,7 @@ enum Verb {
     Claim { client: u8, session_back: u64, jobs_max: u32, offers_max: u32 },
     Apply { transfer: Index, kinds: Vec<u8>, epoch_back: u64, bytes: u64 },
     List { client: Option<u8>, states: Vec<State>, before: Option<Index>, limit: u32 },
+    Due { ago: i64, after: Option<u8>, limit: u32 },
     Overdue { offered_ago: i64, limit: u32 },
     Expired { ended_ago: Option<i64>, bytes_max: Option<u64>, limit: u32 },
     Events { back: u64, limit: u32 },
@@ -59,6 +60,8 @@ fn verb() -> impl Strategy<Value = Verb> {
             .prop_map(|(transfer, kinds, epoch_back, bytes)| {
                 Verb::Apply { transfer, kinds, epoch_back, bytes }
             }),
+        2 => (-5000..5000i64, proptest::option::of(client.clone()), 0..4u32)
+            .prop_map(|(ago, after, limit)| Verb::Due { ago, after, limit }),
         2 => (proptest::option::of(client), states, proptest::option::of(any::<Index>()), 0..9u32)
             .prop_map(|(client, states, before, limit)| {
                 Verb::List { client, states, before, limit }
@@ -199,6 +202,10 @@ impl Pair {
                 let before = before.and_then(|before| self.pick(before));
                 both!(self, transfers(&filter, before, limit));
             }
+            Verb::Due { ago: ms, after, limit } => {
+                let after = after.map(client);
+                both!(self, due_clients(ago(ms), after.as_ref(), limit));
+            }
             Verb::Overdue { offered_ago, limit } => {
                 both!(self, overdue(at(self.now_ms), ago(offered_ago), limit));
             }
@@ -225,6 +232,7 @@ impl Pair {
         both!(self, clients(None, 100));
         both!(self, counts());
         both!(self, transfers(&TransferFilter::default(), None, 1000));
+        both!(self, due_clients(at(self.now_ms), None, 1000));
         both!(self, overdue(at(self.now_ms), at(self.now_ms), 1000));
         both!(self, expired_content(Some(at(self.now_ms)), Some(0), 1000));
         let last = both!(self, last_event());

@@ -105,6 +105,24 @@ impl Coordinator {
         }
     }
 
+    /// Rings for every client that has something due: one look for all sessions, so that an idle one
+    /// costs nothing, and a bell that was missed delays a transfer until here.
+    pub async fn ring_due(&self) -> Result<(), Error> {
+        let now = UnixMs::now();
+        let mut after = None;
+        loop {
+            let due = self.store.due_clients(now, after.as_ref(), limits::PAGE_SIZE_MAX).await?;
+            for client in &due {
+                self.sessions.wake(client);
+            }
+            // Most of them may be offline, so the first page is not enough.
+            after = match due.last() {
+                Some(last) if due.len() >= limits::PAGE_SIZE_MAX as usize => Some(last.clone()),
+                _ => return Ok(()),
+            };
+        }
+    }
+
     /// Settles transfers that say they are being received or verified, and of which nothing runs:
     /// what their upload wanted to note could not be written. Whoever works on one holds its place
     /// in `uploads`.

@@ -176,6 +176,18 @@ impl Store for MemoryStore {
         Ok(Claim::Offered(offered))
     }
 
+    async fn due_clients(
+        &self,
+        now: UnixMs,
+        after: Option<&ClientId>,
+        limit: u32,
+    ) -> Result<Vec<ClientId>, StoreError> {
+        let records = self.records();
+        let is_due = |id: &ClientId| records.of(id).any(|t| t.due().is_some_and(|due| due <= now));
+        let later = records.clients.keys().filter(|id| after.is_none_or(|after| *id > after));
+        Ok(later.filter(|id| is_due(id)).take(limit as usize).cloned().collect())
+    }
+
     async fn apply(&self, id: TransferId, steps: &[(Step, Moment)]) -> Result<Applied, StoreError> {
         let mut records = self.records();
         let Some(before) = records.transfers.get(&id) else { return Ok(Applied::Unknown) };

@@ -168,6 +168,15 @@ impl Store for SqliteStore {
         }
     }
 
+    async fn due_clients(
+        &self,
+        now: UnixMs,
+        after: Option<&ClientId>,
+        limit: u32,
+    ) -> Result<Vec<ClientId>, StoreError> {
+        clients::due(&self.readers, now, after, limit).await
+    }
+
     async fn apply(&self, id: TransferId, steps: &[(Step, Moment)]) -> Result<Applied, StoreError> {
         self.writer.write(transfers::Apply { id, steps: steps.to_vec() }).await
     }

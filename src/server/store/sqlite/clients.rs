@@ -121,6 +121,22 @@ pub(super) async fn page(
     page.iter().map(rows::client).collect()
 }
 
+pub(super) async fn due(
+    readers: &SqlitePool,
+    now: UnixMs,
+    after: Option<&ClientId>,
+    limit: u32,
+) -> Result<Vec<ClientId>, StoreError> {
+    // One look at the index of queues for each client, however long its queue is.
+    let sql = "SELECT c.id FROM clients c WHERE c.id > $1 AND EXISTS (
+            SELECT 1 FROM transfers t WHERE t.client_id = c.id AND t.due_ms <= $2)
+         ORDER BY c.id LIMIT $3";
+    let after = after.map_or("", ClientId::as_str);
+    let query = sqlx::query(sql).bind(after).bind(now.0).bind(i64::from(limit));
+    let due = query.fetch_all(readers).await?;
+    due.iter().map(|row| rows::word(row, "id")).collect()
+}
+
 /// Two values each; SQLite takes 32,766 in a statement.
 const SEEN_PER_STATEMENT: usize = 500;
 
