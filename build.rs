@@ -19,6 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // The generated `connect()` constructor would collide with the RPC named Connect.
         .build_transport(false)
         .bytes(".fts.v1")
+        .codec_path("crate::wire::codec::SmallBuffers")
         .compile_fds(descriptors)?;
     Ok(())
 }

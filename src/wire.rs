@@ -7,6 +7,7 @@ pub mod proto {
     tonic::include_proto!("fts.v1");
 }
 
+pub mod codec;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod session;
