@@ -29,6 +29,7 @@ mod ingest;
 pub mod landing;
 mod listener;
 pub mod metrics;
+mod outbox;
 mod page;
 mod places;
 mod session;

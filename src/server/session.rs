@@ -4,16 +4,14 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 use tonic::{Status, Streaming};
 
 use super::{
     coordinator::{Coordinator, attempt_of},
     error::Error,
     metrics::Ongoing,
+    outbox::{NotSent, Outbox},
     places::Place,
     sessions::Session,
     store::Claim,
@@ -24,13 +22,10 @@ use crate::{
     status::Reason,
     transfer::Transfer,
     wire::{
-        proto::{ClientMessage, ServerMessage},
+        proto::ClientMessage,
         session::{Command, FromClient, FromServer, WireError},
     },
 };
-
-/// What a session sends.
-pub type Outbox = mpsc::Sender<Result<ServerMessage, Status>>;
 
 /// Serves one `Connect` stream from its Hello to its end.
 pub async fn serve(
@@ -258,7 +253,7 @@ impl Link {
     async fn act(&mut self, mut place: Option<Place>) -> Result<(), End> {
         self.claim_at = None;
         loop {
-            let Ok(slot) = self.outbox.clone().try_reserve_owned() else {
+            let Ok(slot) = self.outbox.try_reserve() else {
                 // The rest waits for room.
                 self.claim_at = Some(Instant::now() + CLAIM_PAUSE_MIN);
                 return Ok(());
@@ -266,16 +261,15 @@ impl Link {
             let Some(attempt) = self.session.next_stop() else { break };
             slot.send(Ok(FromServer::Stop(attempt).into()));
         }
-        let outbox = self.outbox.clone();
         loop {
             // Never claim what cannot be sent.
-            let room = outbox.capacity().min(limits::OFFERS_PER_CLAIM_MAX as usize);
-            let slots = outbox.try_reserve_many(room).ok().filter(|_| room > 0);
-            let Some(slots) = slots else {
+            let slots = std::iter::from_fn(|| self.outbox.try_reserve().ok());
+            let slots: Vec<_> = slots.take(limits::OFFERS_PER_CLAIM_MAX as usize).collect();
+            if slots.is_empty() {
                 self.claim_at = Some(Instant::now() + CLAIM_PAUSE_MIN);
                 return Ok(());
-            };
-            let Some(places) = self.places(place.take(), room).await else { return Ok(()) };
+            }
+            let Some(places) = self.places(place.take(), slots.len()).await else { return Ok(()) };
             let jobs_max = self.session.jobs_max();
             let offers_max = u32::try_from(places.len()).unwrap_or(limits::OFFERS_PER_CLAIM_MAX);
             let claim = self.coordinator.claim(&self.session, jobs_max, offers_max).await;
@@ -316,18 +310,16 @@ impl Link {
 
     /// Sends what a message of the client asks for. Until there is room nothing more is read of it.
     async fn answer(&mut self, message: FromServer) -> Result<(), End> {
-        match timeout(limits::OUTBOX_WAIT, self.outbox.reserve()).await {
-            Ok(Ok(slot)) => slot.send(Ok(message.into())),
-            Ok(Err(_)) => return Err(End::Closed),
-            Err(_) => return Err(End::Stuck),
+        match timeout(limits::OUTBOX_WAIT, self.outbox.send(Ok(message.into()))).await {
+            Ok(sent) => sent.map_err(|_| End::Closed),
+            Err(_) => Err(End::Stuck),
         }
-        Ok(())
     }
 
     fn send(&self, message: FromServer) -> Result<(), End> {
         self.outbox.try_send(Ok(message.into())).map_err(|err| match err {
-            mpsc::error::TrySendError::Full(_) => End::Stuck,
-            mpsc::error::TrySendError::Closed(_) => End::Closed,
+            NotSent::Full => End::Stuck,
+            NotSent::Closed => End::Closed,
         })
     }
 

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
@@ -13,17 +11,15 @@ use super::{
     coordinator::Coordinator,
     error::Error,
     ingest::{self, Received},
+    outbox::{self, Outgoing},
     session,
 };
-use crate::{
-    limits,
-    wire::{
-        proto::{
-            ClientMessage, Range, Receipt, ServerMessage, UploadFileRequest, UploadFileResponse,
-            file_transfer_server::FileTransfer, receipt,
-        },
-        session::Header,
+use crate::wire::{
+    proto::{
+        ClientMessage, Range, Receipt, UploadFileRequest, UploadFileResponse,
+        file_transfer_server::FileTransfer, receipt,
     },
+    session::Header,
 };
 
 /// The service; clones share the coordinator.
@@ -40,19 +36,19 @@ impl TransferApi {
 
 #[tonic::async_trait]
 impl FileTransfer for TransferApi {
-    type ConnectStream = ReceiverStream<Result<ServerMessage, Status>>;
+    type ConnectStream = Outgoing;
 
     async fn connect(
         &self,
         request: Request<Streaming<ClientMessage>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let address = request.remote_addr().map_or_else(String::new, |addr| addr.to_string());
-        let (outbox, stream) = mpsc::channel(limits::OUTBOX_MAX);
+        let (outbox, stream) = outbox::channel();
         let coordinator = Arc::clone(&self.coordinator);
         let serve = session::serve(coordinator, request.into_inner(), outbox, address);
         // It ends with its stream, and the shutdown waits for it.
         drop(self.coordinator.shutdown.spawn(serve));
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(Response::new(stream))
     }
 
     async fn upload_file(
