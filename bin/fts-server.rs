@@ -7,7 +7,7 @@ use clap::Parser as _;
 use fts::{
     limits,
     server::{
-        Options, Server,
+        self, Options, Server,
         config::{Args, Config},
         data_dir::DataDir,
         guard::ClearText,
@@ -58,8 +58,7 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     };
     let store = store::open(&config.store).await?;
     let landing = Landing::open(&config.sink)?;
-    let listener = tokio::net::TcpListener::bind(config.listen)
-        .await
+    let listener = server::listen(config.listen)
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
     let shutdown = Shutdown::new();

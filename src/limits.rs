@@ -74,6 +74,9 @@ pub const ALLOWED_ROOTS_MAX: usize = 64;
 pub const CONNECTIONS_MAX: usize = 50_000;
 /// Of the files that a server may open, as many are kept for its disk as half of them, and at most
 /// this.
+/// Connections that wait to be accepted, if the kernel allows as many (`net.core.somaxconn`). Who
+/// finds it full tries again only after 1, 3 and 7 seconds, and a fleet comes at once.
+pub const LISTEN_QUEUE_MAX: u32 = 16_384;
 pub const FILES_RESERVED_MAX: usize = 2048;
 /// From accepting a connection to its first byte.
 pub const FIRST_BYTE_WAIT: Duration = Duration::from_secs(10);

@@ -40,6 +40,8 @@ mod transfer_api;
 mod uploads;
 pub mod view;
 
+pub use listener::listen;
+
 use coordinator::{Coordinator, Parts, Retention};
 use guard::ClearText;
 use landing::Landing;

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -12,7 +13,7 @@ use std::{
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Sleep, sleep},
 };
@@ -21,6 +22,15 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
 use crate::{limits, shutdown::Shutdown};
+
+/// Listens on `address`, with a queue for a fleet that comes at once.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A server that is back must not wait for the connections of its last life to be forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(limits::LISTEN_QUEUE_MAX)
+}
 
 /// Accepts connections until the server drains.
 pub fn accept(
@@ -197,6 +207,8 @@ mod tests {
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(30);
+
     async fn connected(shutdown: &Shutdown) -> (TcpStream, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
@@ -225,6 +237,24 @@ mod tests {
         assert_eq!(connection.read_u8().await.expect("read"), 7);
 
         assert!(connection.first_byte.is_none(), "nothing runs against it any more");
+    }
+
+    #[tokio::test]
+    async fn a_fleet_that_comes_at_once_finds_room_to_wait() {
+        // More than the 1024 of the standard library and of tokio.
+        let kernel = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux");
+        let count = kernel.trim().parse::<usize>().expect("a number").min(1500);
+        assert!(raise_file_limit() > count, "this machine allows too few open files");
+        let listener = listen((std::net::Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+        let address = listener.local_addr().expect("an address");
+
+        // Nobody accepts them.
+        let mut waiting = Vec::new();
+        for number in 0..count {
+            let dialled = tokio::time::timeout(PATIENCE, TcpStream::connect(address)).await;
+            let dialled = dialled.unwrap_or_else(|_| panic!("no room after {number}"));
+            waiting.push(dialled.expect("connected"));
+        }
     }
 
     #[tokio::test]
