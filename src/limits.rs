@@ -30,8 +30,10 @@ pub const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 pub const HTTP2_STREAMS_MAX: u32 = 256;
 /// HTTP/2 header list.
 pub const HTTP2_HEADER_BYTES_MAX: u32 = 16 << 10;
-/// HTTP/2 pings of the server: a second line behind the heartbeats.
-pub const HTTP2_PING: Duration = Duration::from_secs(20);
+/// HTTP/2 pings of the server: a second line behind the heartbeats. After a silence that is longer
+/// than the pause between two of those, so that an idle fleet is not pinged as well, and shorter
+/// than the shortest common idle timeout (60 s).
+pub const HTTP2_PING: Duration = Duration::from_secs(40);
 pub const HTTP2_PING_WAIT: Duration = Duration::from_secs(10);
 /// Uploads that one server takes at a time, by default and at most; more wait with `SERVER_BUSY`.
 pub const UPLOADS_MAX: usize = 256;
@@ -278,6 +280,7 @@ const _: () = assert!(SMALL_FILE_BYTES_MAX <= CHUNK_BYTES as u64);
 const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
 const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES);
 const _: () = assert!(UPLOAD_MESSAGE_BYTES_MAX > CHUNK_BYTES + 64);
+const _: () = assert!(HTTP2_PING.as_millis() > HEARTBEAT.as_millis() * 6 / 5);
 const _: () = assert!(
     DRAIN_WAIT.as_secs() + ABORT_WAIT.as_secs() + CLOSE_WAIT.as_secs() + STORE_CLOSE_WAIT.as_secs()
         < 45
