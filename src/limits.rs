@@ -74,11 +74,11 @@ pub const ALLOWED_ROOTS_MAX: usize = 64;
 /// Connections that a server holds, if it may open as many files; the next ones wait in the listen
 /// queue.
 pub const CONNECTIONS_MAX: usize = 50_000;
-/// Of the files that a server may open, as many are kept for its disk as half of them, and at most
-/// this.
 /// Connections that wait to be accepted, if the kernel allows as many (`net.core.somaxconn`). Who
 /// finds it full tries again only after 1, 3 and 7 seconds, and a fleet comes at once.
 pub const LISTEN_QUEUE_MAX: u32 = 16_384;
+/// Of the files that a server may open, as many are kept for its disk as half of them, and at most
+/// this.
 pub const FILES_RESERVED_MAX: usize = 2048;
 /// From accepting a connection to its first byte.
 pub const FIRST_BYTE_WAIT: Duration = Duration::from_secs(10);
@@ -191,8 +191,10 @@ pub const ORPHAN_SWEEP: Duration = Duration::from_secs(5);
 pub const RETENTION_SWEEP: Duration = Duration::from_secs(60);
 /// A quiet watch reads on this often, so that pruning does not overtake it.
 pub const WATCH_CATCH_UP: Duration = Duration::from_secs(60);
-/// Last-seen times are written this often.
-pub const SEEN_FLUSH: Duration = Duration::from_secs(10);
+/// Last-seen times are written this often, and so many in one transaction: of a fleet they are
+/// thousands of rows, and other writes wait meanwhile. The sessions in memory know better.
+pub const SEEN_FLUSH: Duration = Duration::from_secs(60);
+pub const SEEN_PER_WRITE: usize = 1000;
 /// Events of ended transfers are kept this long, and this many.
 pub const EVENTS_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const EVENTS_KEEP_MAX: u64 = 1_000_000;
@@ -278,9 +280,9 @@ pub const BLOCKING_THREADS_MAX: usize = 512;
 // A small file is one chunk.
 const _: () = assert!(SMALL_FILE_BYTES_MAX <= CHUNK_BYTES as u64);
 const _: () = assert!(CHUNK_BYTES.is_power_of_two() && CHUNK_BYTES >= 1024);
+const _: () = assert!(HTTP2_PING.as_millis() > HEARTBEAT.as_millis() * 6 / 5);
 const _: () = assert!(HTTP2_STREAM_WINDOW_BYTES <= HTTP2_CONNECTION_WINDOW_BYTES);
 const _: () = assert!(UPLOAD_MESSAGE_BYTES_MAX > CHUNK_BYTES + 64);
-const _: () = assert!(HTTP2_PING.as_millis() > HEARTBEAT.as_millis() * 6 / 5);
 const _: () = assert!(
     DRAIN_WAIT.as_secs() + ABORT_WAIT.as_secs() + CLOSE_WAIT.as_secs() + STORE_CLOSE_WAIT.as_secs()
         < 45

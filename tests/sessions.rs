@@ -232,6 +232,53 @@ async fn a_silent_client_is_stale_and_then_offline() {
     server.stop().await;
 }
 
+async fn shown(server: &TestServer, client: &str) -> fts::wire::proto::Client {
+    let request = fts::wire::proto::GetClientRequest { client_id: client.to_owned() };
+    let answer = server.control().await.get_client(request).await.expect("known");
+    answer.into_inner().client.expect("a client")
+}
+
+fn last_seen(client: &fts::wire::proto::Client) -> (i64, i32) {
+    let at = client.last_seen.expect("a time");
+    (at.seconds, at.nanos)
+}
+
+#[tokio::test]
+async fn when_a_client_was_last_seen_outlives_its_session_and_a_restart() {
+    let server = TestServer::start().await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let opened = last_seen(&shown(&server, "client-1").await);
+    let mut heard = opened;
+    // Until the clock has gone on.
+    for seq in 1.. {
+        session.say(FromClient::Heartbeat { seq, progress: Vec::new() }).await;
+        assert_eq!(session.next().await, FromServer::HeartbeatAck { seq });
+        heard = last_seen(&shown(&server, "client-1").await);
+        if heard > opened {
+            break;
+        }
+    }
+
+    drop(session);
+    let gone = async {
+        loop {
+            let client = shown(&server, "client-1").await;
+            if client.presence() == Presence::Offline {
+                return client;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let gone = tokio::time::timeout(common::server::PATIENCE, gone).await.expect("in time");
+    let dir = server.stop().await;
+    let server = TestServer::start_in(dir, Setup::default(), 0).await;
+    let later = shown(&server, "client-1").await;
+
+    assert_eq!(last_seen(&gone), heard);
+    assert_eq!(last_seen(&later), heard);
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn an_attempt_that_the_server_does_not_know_is_stopped() {
     let server = TestServer::start().await;

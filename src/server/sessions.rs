@@ -26,6 +26,9 @@ use crate::{
 pub struct Sessions {
     heartbeat: Duration,
     live: Mutex<HashMap<ClientId, Arc<Session>>>,
+    /// When those that have left were last heard, until that is on record: a fleet that leaves
+    /// together must not cost a write each.
+    left: Mutex<HashMap<ClientId, UnixMs>>,
 }
 
 /// One live session.
@@ -162,7 +165,7 @@ impl Session {
 impl Sessions {
     /// `heartbeat` is what clients are told; the other deadlines scale with it.
     pub fn new(heartbeat: Duration) -> Self {
-        Self { heartbeat, live: Mutex::default() }
+        Self { heartbeat, live: Mutex::default(), left: Mutex::default() }
     }
 
     pub fn heartbeat(&self) -> Duration {
@@ -198,6 +201,7 @@ impl Sessions {
         let is_live = live.get(&session.client).is_some_and(|other| other.epoch == session.epoch);
         if is_live {
             live.remove(&session.client);
+            lock(&self.left).insert(session.client.clone(), session.last_seen());
         }
         is_live
     }
@@ -217,10 +221,28 @@ impl Sessions {
         lock(&self.live).len()
     }
 
-    /// Returns when each live client was last heard.
+    /// Returns when each client was last heard: the live ones, and those that have left since that
+    /// was noted.
     pub fn seen(&self) -> Vec<(ClientId, UnixMs)> {
         let sessions: Vec<_> = lock(&self.live).values().cloned().collect();
-        sessions.into_iter().map(|session| (session.client.clone(), session.last_seen())).collect()
+        let live = sessions.iter().map(|session| (session.client.clone(), session.last_seen()));
+        let left = lock(&self.left);
+        live.chain(left.iter().map(|(client, at)| (client.clone(), *at))).collect()
+    }
+
+    /// Takes note that these times are on record.
+    pub fn noted(&self, seen: &[(ClientId, UnixMs)]) {
+        let mut left = lock(&self.left);
+        for (client, at) in seen {
+            if left.get(client).is_some_and(|left| left <= at) {
+                left.remove(client);
+            }
+        }
+    }
+
+    /// Returns when a client that has left was last heard, unless that is on record.
+    pub fn left(&self, client: &ClientId) -> Option<UnixMs> {
+        lock(&self.left).get(client).copied()
     }
 
     /// Returns how many clients are online, and how many are stale.

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::{coordinator::Coordinator, error::Error};
+use super::coordinator::Coordinator;
 use crate::limits;
 
-/// Sweeps until the server drains, and once more then.
+/// Sweeps until the server drains.
 pub async fn run(coordinator: Arc<Coordinator>) {
     let mut sweep = every(limits::SWEEP);
     let mut due = every(limits::CLAIM_POLL);
@@ -16,29 +16,24 @@ pub async fn run(coordinator: Arc<Coordinator>) {
     let mut retain = every(limits::RETENTION_SWEEP);
     loop {
         let done = tokio::select! {
-            () = coordinator.shutdown.draining().cancelled() => break,
+            () = coordinator.shutdown.draining().cancelled() => return,
             _ = sweep.tick() => coordinator.sweep().await,
             _ = due.tick() => coordinator.ring_due().await,
             _ = orphans.tick() => coordinator.settle_orphans().await,
             _ = seen.tick() => coordinator.flush_seen().await,
             _ = retain.tick() => coordinator.retain().await,
         };
-        note(done);
+        // The next tick tries again.
+        if let Err(err) = done {
+            err.log();
+        }
     }
-    note(coordinator.flush_seen().await);
 }
 
 fn every(period: std::time::Duration) -> Interval {
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     ticks
-}
-
-/// The next tick tries again.
-fn note(done: Result<(), Error>) {
-    if let Err(err) = done {
-        err.log();
-    }
 }
 
 #[cfg(test)]

@@ -76,7 +76,8 @@ impl Coordinator {
         session: &Session,
         running: &[AttemptId],
     ) -> Result<(), Error> {
-        let outstanding = self.outstanding(session).await?;
+        let Load { active, queued } = self.load(session).await?;
+        let outstanding = if active > 0 { self.outstanding(session).await? } else { Vec::new() };
         for transfer in &outstanding {
             let attempt = attempt_of(transfer);
             let is_its_own = transfer.instance == Some(session.instance);
@@ -93,7 +94,17 @@ impl Coordinator {
                 session.stop(*attempt);
             }
         }
-        self.make_due(session).await
+        if active + queued > 0 { self.make_due(session).await } else { Ok(()) }
+    }
+
+    /// Returns how much there is to settle for a session's client. Mostly nothing: so when a fleet
+    /// comes or goes at once, this one look for each is all.
+    async fn load(&self, session: &Session) -> Result<Load, Error> {
+        let record = self.store.client(&session.client).await?;
+        Ok(record.map_or(Load { active: 0, queued: 0 }, |record| Load {
+            active: record.active_transfers,
+            queued: record.queued_transfers,
+        }))
     }
 
     /// A reconnect makes every transfer of the client that waits for a time due at once.
@@ -115,7 +126,9 @@ impl Coordinator {
             // A newer session has settled it.
             return Ok(());
         }
-        self.store.note_seen(&[(session.client.clone(), session.last_seen())]).await?;
+        if self.load(session).await?.active == 0 {
+            return Ok(());
+        }
         for transfer in self.outstanding(session).await? {
             let attempt = attempt_of(&transfer);
             if self.sessions.find(&session.client).is_some() {
@@ -334,6 +347,14 @@ pub struct Begun {
     /// How it came to that, if the record does not say so yet: for a small file that waits for its
     /// next step.
     pub unrecorded: Vec<(Step, Moment)>,
+}
+
+/// Transfers of a client that have not ended.
+struct Load {
+    /// OFFERED, RECEIVING, VERIFYING.
+    active: u64,
+    /// QUEUED, INTERRUPTED.
+    queued: u64,
 }
 
 /// A step that comes too late changes nothing, and is no error.

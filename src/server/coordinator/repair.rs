@@ -140,10 +140,13 @@ impl Coordinator {
         Ok(())
     }
 
-    /// Notes when the live clients were last heard.
+    /// Notes when clients were last heard.
     pub async fn flush_seen(&self) -> Result<(), Error> {
-        let seen = self.sessions.seen();
-        if seen.is_empty() { Ok(()) } else { Ok(self.store.note_seen(&seen).await?) }
+        for part in self.sessions.seen().chunks(limits::SEEN_PER_WRITE) {
+            self.store.note_seen(part).await?;
+            self.sessions.noted(part);
+        }
+        Ok(())
     }
 
     /// Deletes bytes and events beyond what is to be kept.

@@ -116,7 +116,10 @@ impl Coordinator {
             }
             None => ClientView {
                 presence: Presence::Offline,
-                last_seen: record.last_seen,
+                last_seen: self
+                    .sessions
+                    .left(&record.opening.client)
+                    .map_or(record.last_seen, |left| left.max(record.last_seen)),
                 connected_since: None,
                 record,
             },
