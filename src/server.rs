@@ -135,8 +135,14 @@ impl Server {
             self.shutdown.run_down(self.drain_wait, limits::ABORT_WAIT).await
         };
         let clean = serve_until(serving, end, &self.shutdown).await?;
-        let closed = tokio::time::timeout(limits::STORE_CLOSE_WAIT, self.coordinator.store.close());
-        Ok(closed.await.is_ok() && clean)
+        let close = async {
+            // Once every session has left.
+            if let Err(err) = self.coordinator.flush_seen().await {
+                err.log();
+            }
+            self.coordinator.store.close().await;
+        };
+        Ok(tokio::time::timeout(limits::STORE_CLOSE_WAIT, close).await.is_ok() && clean)
     }
 
     fn app(&self, health: impl HealthService) -> Result<axum::Router, ServeError> {
