@@ -251,7 +251,7 @@ async fn when_a_client_was_last_seen_outlives_its_session_and_a_restart() {
     let mut heard = opened;
     // Until the clock has gone on.
     for seq in 1.. {
-        session.say(FromClient::Heartbeat { seq, progress: Vec::new() }).await;
+        session.say(FromClient::Heartbeat { seq, progress: Vec::new(), jobs_max: None }).await;
         assert_eq!(session.next().await, FromServer::HeartbeatAck { seq });
         heard = last_seen(&shown(&server, "client-1").await);
         if heard > opened {
