@@ -142,7 +142,9 @@ fn config(number: usize, port: u16, dir: &Path, shared: &str) -> anyhow::Result<
         status: StatusPort::None,
         shared: Shared::Roots(vec![shared.parse()?]),
         state_dir: dir.join("clients").join(&id),
-        jobs_max: limits::JOBS,
+        rate_max: None,
+        uploads_max: limits::JOBS,
+        nice: 0,
         log_format: LogFormat::Text,
         id: id.parse()?,
     })

@@ -76,6 +76,7 @@ pub enum Created {
 
 /// What became of some steps.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // it lives for a moment, one at a time
 pub enum Applied {
     /// Taken; this is the transfer after each of them.
     Done(Vec<Transfer>),

@@ -84,7 +84,7 @@ fn varint_len(value: usize) -> usize {
     encoded_len_varint(value as u64)
 }
 
-/// The numbers of the fields, in file_transfer.proto.
+/// The numbers of the fields, in `file_transfer.proto`.
 const CHUNK: u32 = 2;
 const DATA: u32 = 15;
 /// Enough for all of a chunk but its data.

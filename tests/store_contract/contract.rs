@@ -409,7 +409,7 @@ async fn concurrent_claims_take_each_attempt_once(store: Arc<dyn Store>) {
                     Claim::Full => tokio::task::yield_now().await,
                     Claim::Nothing { .. } => return claimed,
                     Claim::Fenced => panic!("fenced"),
-                    offered => {
+                    offered @ Claim::Offered(_) => {
                         let Transfer { id, epoch, .. } = only(offered);
                         let others = outstanding.fetch_add(1, Ordering::SeqCst);
                         assert!(others < JOBS_MAX, "{others} others are outstanding");

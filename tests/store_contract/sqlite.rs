@@ -413,8 +413,8 @@ fn commits(dir: &Path) -> usize {
     frames.filter(|&at| number(at + 8) == salt && number(at + 4) != 0).count()
 }
 
-/// Begins writes in order, and returns once each waits for the writer.
-async fn all_waiting<T>(writes: &mut FuturesOrdered<impl Future<Output = T>>) {
+/// Begins writes, in order; from then on each waits for the writer.
+fn all_waiting<T>(writes: &mut FuturesOrdered<impl Future<Output = T>>) {
     assert!(writes.next().now_or_never().is_none(), "the writer is not held up");
 }
 
@@ -427,7 +427,7 @@ async fn writes_that_come_together_share_a_commit() {
     let held = hold_up(dir.path()).await;
     let new: Vec<_> = (0..50).map(|ms| transfer(&site.client, ms)).collect();
     let mut writes: FuturesOrdered<_> = new.iter().map(|new| store.create(new)).collect();
-    all_waiting(&mut writes).await;
+    all_waiting(&mut writes);
 
     held.close().await.unwrap();
     let created: Vec<_> = writes.collect().await;
@@ -460,7 +460,7 @@ async fn of_writes_that_come_together_one_that_fails_fails_alone() {
         }
     };
     let mut writes: FuturesOrdered<_> = (0..20).map(write).collect();
-    all_waiting(&mut writes).await;
+    all_waiting(&mut writes);
 
     held.close().await.unwrap();
     let answers: Vec<_> = writes.collect().await;
@@ -483,11 +483,11 @@ async fn a_write_dropped_before_its_turn_changes_nothing() {
     let held = hold_up(dir.path()).await;
     let new: Vec<_> = (0..3).map(|ms| transfer(&site.client, ms)).collect();
     let mut first: FuturesOrdered<_> = [store.create(&new[0])].into_iter().collect();
-    all_waiting(&mut first).await;
+    all_waiting(&mut first);
     let mut dropped: FuturesOrdered<_> = [store.create(&new[1])].into_iter().collect();
-    all_waiting(&mut dropped).await;
+    all_waiting(&mut dropped);
     let mut last: FuturesOrdered<_> = [store.create(&new[2])].into_iter().collect();
-    all_waiting(&mut last).await;
+    all_waiting(&mut last);
 
     drop(dropped);
     held.close().await.unwrap();

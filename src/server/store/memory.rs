@@ -172,7 +172,9 @@ impl Store for MemoryStore {
         if offered.is_empty() {
             return Ok(Claim::Nothing { next_due: queue.first().map(|(due, _)| *due) });
         }
-        offered.iter().for_each(|transfer| records.write(transfer));
+        for transfer in &offered {
+            records.write(transfer);
+        }
         Ok(Claim::Offered(offered))
     }
 
@@ -193,7 +195,9 @@ impl Store for MemoryStore {
         let Some(before) = records.transfers.get(&id) else { return Ok(Applied::Unknown) };
         match before.apply_all(steps) {
             Ok(after) => {
-                after.iter().for_each(|transfer| records.write(transfer));
+                for transfer in &after {
+                    records.write(transfer);
+                }
                 Ok(Applied::Done(after))
             }
             Err(err) => Ok(Applied::Refused(err, before.clone())),

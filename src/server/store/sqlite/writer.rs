@@ -154,7 +154,9 @@ impl Desk {
     /// because another one failed.
     async fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>) -> Vec<Box<dyn Job>> {
         let Err(failed) = self.transact(&mut jobs).await else {
-            jobs.into_iter().for_each(|job| job.answer(None));
+            for job in jobs {
+                job.answer(None);
+            }
             return Vec::new();
         };
         match failed {
@@ -165,7 +167,9 @@ impl Desk {
             Failed::Whole(err) => {
                 // Nobody knows what state it is in.
                 self.connection = None;
-                jobs.into_iter().for_each(|job| job.answer(Some(&err)));
+                for job in jobs {
+                    job.answer(Some(&err));
+                }
                 Vec::new()
             }
         }
