@@ -26,7 +26,7 @@
 //!
 //! The client's reader thread fills 1 MiB at its offset, computes its CRC-32C, and adds it to the
 //! tree of the file's BLAKE3 ([`chunk`]); a short channel hands it to the upload, tonic frames it,
-//! HTTP/2 flow control paces it. On the server the upload's task checks offset, length and CRC,
+//! the caps and HTTP/2 flow control pace it. On the server the upload's task checks offset, length and CRC,
 //! adds the chunk to a tree of its own, and hands it over a short channel to a thread that writes
 //! it. No other copy is kept, so memory is the same for any file.
 //!

@@ -47,7 +47,7 @@ pub(super) struct Page {
     jobs_max: u32,
     /// Absent: no cap.
     #[serde(skip_serializing_if = "Option::is_none")]
-    rate_max_bytes_per_second: Option<u64>,
+    max_rate_bytes_per_second: Option<u64>,
     session: Session,
     last_server_contact: Option<String>,
     last_error: Option<String>,
@@ -123,7 +123,7 @@ impl Board {
         Page {
             facts: self.facts.clone(),
             jobs_max: self.allowance.uploads_max(),
-            rate_max_bytes_per_second: self.allowance.pace.rate().map(Rate::bytes_per_second),
+            max_rate_bytes_per_second: self.allowance.pace.rate().map(Rate::bytes_per_second),
             session: Session {
                 connected: now.session.is_some(),
                 epoch: now.session.map(|epoch| epoch.0),

@@ -10,7 +10,6 @@ use std::{
     fs::{self, File},
     io::IoSliceMut,
     num::NonZeroU64,
-    os::fd::AsRawFd as _,
 };
 
 use rustix::{
@@ -24,10 +23,6 @@ use crate::{chunk, limits};
 #[derive(Debug)]
 pub(super) struct Footprint<'a> {
     file: &'a File,
-    /// The same file, opened once more: a question about a page that is not there makes the kernel
-    /// read it, and must neither read ahead nor be taken for a part of our reading. `None` where
-    /// that cannot be had; then nothing is dropped.
-    asking: Option<File>,
     size: u64,
     /// Whether each of the next chunks was cached: those from `asked_to` backwards.
     was_cached: VecDeque<bool>,
@@ -40,15 +35,16 @@ pub(super) struct Footprint<'a> {
 impl<'a> Footprint<'a> {
     pub(super) fn new(file: &'a File, size: u64) -> Self {
         let chunks_ahead = chunks_ahead(read_ahead_kib(file).unwrap_or(READ_AHEAD_KIB));
-        let asking = reopen(file).filter(|_| chunks_ahead <= CHUNKS_AHEAD_MAX);
-        Self { file, asking, size, was_cached: VecDeque::new(), asked_to: 0, chunks_ahead }
+        Self { file, size, was_cached: VecDeque::new(), asked_to: 0, chunks_ahead }
     }
 
     /// Before the next chunk is read.
     pub(super) fn before_read(&mut self) {
-        let Some(asking) = &self.asking else { return };
+        if self.chunks_ahead > CHUNKS_AHEAD_MAX {
+            return;
+        }
         while self.was_cached.len() <= self.chunks_ahead && self.asked_to < self.size {
-            self.was_cached.push_back(is_cached(asking, self.asked_to));
+            self.was_cached.push_back(is_cached(self.file, self.asked_to));
             self.asked_to += chunk::chunk_len(self.size, self.asked_to) as u64;
         }
     }
@@ -61,14 +57,6 @@ impl<'a> Footprint<'a> {
             let _ = rustix::fs::fadvise(self.file, offset, len, Advice::DontNeed);
         }
     }
-}
-
-/// Opens the very same file, whatever its path leads to now.
-fn reopen(file: &File) -> Option<File> {
-    // Without /proc, or without the right, there is no second one, and reading goes on without.
-    let again = File::open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()?;
-    rustix::fs::fadvise(&again, 0, None, Advice::Random).ok()?;
-    Some(again)
 }
 
 /// Whether the byte at `offset` can be had without waiting for a disk. Where the kernel cannot

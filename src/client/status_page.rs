@@ -271,7 +271,7 @@ mod tests {
         assert_eq!(body["session"]["epoch"], 7);
         assert!(body["default_file"].is_null());
         assert_eq!(body["jobs_max"], 4);
-        assert!(body.get("rate_max_bytes_per_second").is_none());
+        assert!(body.get("max_rate_bytes_per_second").is_none());
         assert_eq!(body["transfers"], json!([]));
     }
 
