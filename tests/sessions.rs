@@ -11,7 +11,7 @@ use common::{
 };
 use fts::{
     ids::InstanceId,
-    limits::CHUNK_BYTES,
+    limits::{self, CHUNK_BYTES},
     status::Reason,
     transfer::FailReason,
     wire::{
@@ -198,6 +198,26 @@ async fn commands_go_out_only_as_far_as_the_client_takes_them() {
 
     let next = session.command().await.attempt;
     assert_eq!(next.transfer.to_string(), ids[2]);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_transfer_that_is_due_later_goes_out_when_it_is_due() {
+    let server = TestServer::start().await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let transfer = server.trigger("client-1", "/raw").await;
+    let first = session.command().await.attempt;
+
+    // It is tried again after a pause of a second.
+    let outcome = Outcome::Failed(FailReason::Io);
+    let report = Report { attempt: first, outcome, detail: String::new() };
+    session.say(FromClient::Report(report)).await;
+
+    // The session knows when: it does not wait for the look at all queues.
+    let again = tokio::time::timeout(limits::CLAIM_POLL * 2 / 3, session.command()).await;
+    let again = again.expect("in time").attempt;
+    assert_eq!(again.transfer.to_string(), transfer.id);
+    assert!(again.epoch > first.epoch);
     server.stop().await;
 }
 
