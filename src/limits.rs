@@ -19,6 +19,8 @@ pub const UPLOAD_MESSAGE_BYTES_MAX: usize = CHUNK_BYTES + CHUNK_BYTES / 4;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Chunks between the network and the disk, on either end: enough to keep both busy.
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
+/// What a large upload wrote is sent on to the disk in pieces of this size.
+pub const WRITE_OUT_EVERY_BYTES: u64 = 8 << 20;
 /// HTTP/2 frames. The receiver's setting decides; 16 KiB (the default) halves the speed of an
 /// upload.
 pub const HTTP2_FRAME_BYTES: u32 = 256 << 10;
@@ -126,6 +128,9 @@ pub const TCP_USER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Commands that a client takes at a time, by default and at most.
 pub const JOBS: u32 = 4;
 pub const JOBS_MAX: u32 = 64;
+/// Commands that wait at a client for one of these to end. A server sends the next ones as soon as
+/// files have landed, so they may be here before the answers to the uploads.
+pub const JOBS_WAITING_MAX: usize = 64;
 /// `--nice`: the lowest priority that there is.
 pub const NICE_MAX: u8 = 19;
 /// Reports of ended attempts that a client keeps for the server; one for each command that was ever

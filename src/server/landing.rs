@@ -130,7 +130,7 @@ impl Landing {
             return Err(failed("find space for", io::ErrorKind::StorageFull.into()));
         }
         let file = self.disk.create_new(&dir, &name).map_err(|err| failed("create", err))?;
-        let partial = Partial { file, attempt, written: 0 };
+        let partial = Partial { file, attempt, written: 0, writing_out: 0 };
         // One write allocates what a small file needs.
         if size > limits::SMALL_FILE_BYTES_MAX
             && let Err(err) = self.disk.reserve(&partial.file, size)
@@ -148,6 +148,11 @@ impl Landing {
             .write_at(&partial.file, data, partial.written)
             .map_err(|source| partial.failed("write", source))?;
         partial.written += data.len() as u64;
+        let begun = partial.written - partial.writing_out;
+        if begun >= limits::WRITE_OUT_EVERY_BYTES {
+            self.disk.write_out(&partial.file, partial.writing_out, begun);
+            partial.writing_out = partial.written;
+        }
         Ok(())
     }
 
@@ -329,6 +334,8 @@ pub struct Partial {
     file: File,
     attempt: AttemptId,
     written: u64,
+    /// Up to here it is on its way to the disk.
+    writing_out: u64,
 }
 
 impl Partial {

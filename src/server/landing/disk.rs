@@ -4,11 +4,12 @@
 use std::{
     fs::File,
     io,
+    num::NonZeroU64,
     os::{fd::OwnedFd, unix::fs::FileExt as _},
 };
 
 use rustix::{
-    fs::{self, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags},
+    fs::{self, Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags},
     io::Errno,
 };
 
@@ -40,6 +41,16 @@ pub trait Disk: Send + Sync + 'static {
 
     fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
         file.write_all_at(data, offset)
+    }
+
+    /// Begins to write out what is in the page cache, without waiting, so that the disk works while
+    /// the rest still comes, and little is left for the sync at the end. To Linux this advice on
+    /// pages that are dirty means just that (`mm/fadvise.c`); it is only advice, so it cannot fail.
+    fn write_out(&self, file: &File, offset: u64, bytes: u64) {
+        let bytes = NonZeroU64::new(bytes);
+        if let Err(err) = fs::fadvise(file, offset, bytes, Advice::DontNeed) {
+            tracing::debug!(error = %err, "the disk takes no advice");
+        }
     }
 
     fn sync_data(&self, file: &File) -> io::Result<()> {
