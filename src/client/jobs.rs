@@ -196,14 +196,18 @@ impl Jobs {
         // Each command that is taken makes a report, and reports are kept: so their bound is one of
         // commands.
         let reports = self.reports.kept.len() + self.tasks.len();
-        // As many again as may run wait for a place.
         if !self.taking || reports >= limits::REPORTS_MAX {
             Room::Nothing
-        } else if self.running.len() >= 2 * self.allowance.uploads_max() as usize {
+        } else if self.running.len() >= self.commands_max() {
             Room::ForAnother
         } else {
             Room::ForOneMore
         }
+    }
+
+    /// How many commands are held: those that run, and some that wait for a place.
+    fn commands_max(&self) -> usize {
+        self.allowance.uploads_max() as usize + limits::JOBS_WAITING_MAX
     }
 
     fn start(&mut self, command: Command) {

@@ -566,19 +566,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn as_many_again_as_may_run_wait_for_a_place_and_the_next_is_told_busy() {
+    async fn some_commands_wait_for_a_place_and_the_next_is_told_busy() {
         let (_server, client, mut session, first) = begin().await;
-        let others = [1; 4].map(|epoch| command(&client, TransferId::generate(), epoch));
-        for each in &others {
-            session.say(FromServer::Download(each.clone())).await;
+        let running_max = client.allowance.uploads_max() as usize;
+        let mut expected = vec![(first.attempt, Verdict::Accepted)];
+        for held in 1..=running_max + limits::JOBS_WAITING_MAX {
+            let next = command(&client, TransferId::generate(), 1);
+            let has_room = held < running_max + limits::JOBS_WAITING_MAX;
+            let verdict = if has_room { Verdict::Accepted } else { Verdict::Busy };
+            expected.push((next.attempt, verdict));
+            session.say(FromServer::Download(next)).await;
         }
-        let expected = [
-            (first.attempt, Verdict::Accepted),
-            (others[0].attempt, Verdict::Accepted),
-            (others[1].attempt, Verdict::Accepted),
-            (others[2].attempt, Verdict::Accepted),
-            (others[3].attempt, Verdict::Busy),
-        ];
         for (attempt, verdict) in expected {
             assert_eq!(session.next().await, Some(FromClient::Reply { attempt, verdict }));
         }

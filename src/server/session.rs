@@ -156,14 +156,17 @@ impl Link {
 
     async fn serve(&mut self) -> End {
         loop {
+            // What is said comes before more work for the client: else a client that delivers many
+            // small files would be heard too late.
             let step = tokio::select! {
+                biased;
+                () = self.coordinator.shutdown.draining().cancelled() => Err(End::Draining),
+                () = self.session.superseded.cancelled() => Err(End::Superseded),
                 message = self.inbound.message() => self.take(message).await,
+                () = sleep_until(self.silent_at) => Err(End::Silent),
+                place = next_place(&mut self.next_place) => self.act(Some(place)).await,
                 () = self.session.bell.notified() => self.act(None).await,
                 () = until(self.claim_at) => self.act(None).await,
-                place = next_place(&mut self.next_place) => self.act(Some(place)).await,
-                () = sleep_until(self.silent_at) => Err(End::Silent),
-                () = self.session.superseded.cancelled() => Err(End::Superseded),
-                () = self.coordinator.shutdown.draining().cancelled() => Err(End::Draining),
             };
             if let Err(end) = step {
                 return end;
@@ -248,9 +251,8 @@ impl Link {
         Some(std::iter::once(first).chain(more.take(room - 1)).collect())
     }
 
-    /// Sends what is to be stopped, then commands, as many as the client takes, the server has
-    /// places for and the outbox holds.
-    async fn act(&mut self, mut place: Option<Place>) -> Result<(), End> {
+    /// Sends what is to be stopped, then commands.
+    async fn act(&mut self, place: Option<Place>) -> Result<(), End> {
         self.claim_at = None;
         loop {
             let Ok(slot) = self.outbox.try_reserve() else {
@@ -261,51 +263,53 @@ impl Link {
             let Some(attempt) = self.session.next_stop() else { break };
             slot.send(Ok(FromServer::Stop(attempt).into()));
         }
-        loop {
-            // Never claim what cannot be sent.
-            let slots = std::iter::from_fn(|| self.outbox.try_reserve().ok());
-            let slots: Vec<_> = slots.take(limits::OFFERS_PER_CLAIM_MAX as usize).collect();
-            if slots.is_empty() {
-                self.claim_at = Some(Instant::now() + CLAIM_PAUSE_MIN);
-                return Ok(());
-            }
-            let Some(places) = self.places(place.take(), slots.len()).await else { return Ok(()) };
-            let jobs_max = self.session.jobs_max();
-            let offers_max = u32::try_from(places.len()).unwrap_or(limits::OFFERS_PER_CLAIM_MAX);
-            let claim = self.coordinator.claim(&self.session, jobs_max, offers_max).await;
-            self.session.note_full(matches!(claim, Ok(Claim::Full)));
-            self.session.note_server_full(false);
-            match claim {
-                Ok(Claim::Offered(offers)) => {
-                    for ((transfer, slot), place) in offers.iter().zip(slots).zip(places) {
-                        let attempt = attempt_of(transfer);
-                        tracing::debug!(%attempt, "offered");
-                        self.coordinator.uploads.places.keep(attempt, place);
-                        slot.send(Ok(FromServer::Download(command(transfer)).into()));
-                        self.quota.grant(MESSAGES_PER_OFFER);
-                    }
-                }
-                Ok(Claim::Full) => return Ok(()),
-                Ok(Claim::Nothing { next_due }) => {
-                    if let Some(due) = next_due {
-                        let wait = due.since(UnixMs::now()).max(CLAIM_PAUSE_MIN);
-                        self.claim_at = Some(Instant::now() + wait);
-                    }
-                    return Ok(());
-                }
-                Ok(Claim::Fenced) => {
-                    // The newer session is in the store, and about to be here: it has this one told
-                    // by whom.
-                    let told = timeout(SUPERSEDED_WAIT, self.session.superseded.cancelled()).await;
-                    tracing::debug!(told = told.is_ok(), "a newer session was opened");
-                    return Err(End::Superseded);
-                }
-                Err(err) => {
-                    err.log();
-                    return Ok(());
-                }
-            }
+        self.offer(place).await
+    }
+
+    /// Sends commands, as many as the client takes, the server has places for and the outbox holds;
+    /// if there may be more, it rings for the next look.
+    async fn offer(&mut self, place: Option<Place>) -> Result<(), End> {
+        // Never claim what cannot be sent.
+        let slots = std::iter::from_fn(|| self.outbox.try_reserve().ok());
+        let slots: Vec<_> = slots.take(limits::OFFERS_PER_CLAIM_MAX as usize).collect();
+        if slots.is_empty() {
+            self.claim_at = Some(Instant::now() + CLAIM_PAUSE_MIN);
+            return Ok(());
         }
+        let Some(places) = self.places(place, slots.len()).await else { return Ok(()) };
+        let jobs_max = self.session.jobs_max();
+        let offers_max = u32::try_from(places.len()).unwrap_or(limits::OFFERS_PER_CLAIM_MAX);
+        let claim = self.coordinator.claim(&self.session, jobs_max, offers_max).await;
+        self.session.note_full(matches!(claim, Ok(Claim::Full)));
+        self.session.note_server_full(false);
+        match claim {
+            Ok(Claim::Offered(offers)) => {
+                for ((transfer, slot), place) in offers.iter().zip(slots).zip(places) {
+                    let attempt = attempt_of(transfer);
+                    tracing::debug!(%attempt, "offered");
+                    self.coordinator.uploads.places.keep(attempt, place);
+                    slot.send(Ok(FromServer::Download(command(transfer)).into()));
+                    self.quota.grant(MESSAGES_PER_OFFER);
+                }
+                self.session.bell.notify_one();
+            }
+            Ok(Claim::Full) => {}
+            Ok(Claim::Nothing { next_due }) => {
+                if let Some(due) = next_due {
+                    let wait = due.since(UnixMs::now()).max(CLAIM_PAUSE_MIN);
+                    self.claim_at = Some(Instant::now() + wait);
+                }
+            }
+            Ok(Claim::Fenced) => {
+                // The newer session is in the store, and about to be here: it has this one told by
+                // whom.
+                let told = timeout(SUPERSEDED_WAIT, self.session.superseded.cancelled()).await;
+                tracing::debug!(told = told.is_ok(), "a newer session was opened");
+                return Err(End::Superseded);
+            }
+            Err(err) => err.log(),
+        }
+        Ok(())
     }
 
     /// Sends what a message of the client asks for. Until there is room nothing more is read of it.

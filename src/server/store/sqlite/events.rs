@@ -1,7 +1,7 @@
 //! The table of events: every change of a transfer, in one order.
 
 use async_trait::async_trait;
-use sqlx::{SqliteConnection, SqlitePool};
+use sqlx::{QueryBuilder, SqliteConnection, SqlitePool};
 
 use super::{rows, writer::Verb};
 use crate::{
@@ -11,22 +11,24 @@ use crate::{
     transfer::Transfer,
 };
 
-/// Writes the event of `transfer`'s latest change.
+/// Writes the events of changes, in order. One statement, because each is a way to SQLite's thread
+/// and back.
 pub(super) async fn write(
     tx: &mut SqliteConnection,
-    transfer: &Transfer,
+    versions: &[Transfer],
 ) -> Result<(), StoreError> {
-    sqlx::query(
-        "INSERT INTO events (transfer_id, revision, at_ms, is_final, snapshot)
-         VALUES ($1, $2, $3, $4, $5)",
-    )
-    .bind(transfer.id.to_string())
-    .bind(rows::big(transfer.revision)?)
-    .bind(transfer.updated.0)
-    .bind(transfer.state.is_final())
-    .bind(rows::json(transfer)?)
-    .execute(tx)
-    .await?;
+    let mut values = Vec::with_capacity(versions.len());
+    for transfer in versions {
+        values.push((transfer, rows::big(transfer.revision)?, rows::json(transfer)?));
+    }
+    let mut insert =
+        QueryBuilder::new("INSERT INTO events (transfer_id, revision, at_ms, is_final, snapshot) ");
+    insert.push_values(values, |mut row, (transfer, revision, snapshot)| {
+        row.push_bind(transfer.id.to_string()).push_bind(revision);
+        row.push_bind(transfer.updated.0).push_bind(transfer.state.is_final());
+        row.push_bind(snapshot);
+    });
+    insert.build().execute(tx).await?;
     Ok(())
 }
 

@@ -77,7 +77,7 @@ async fn create(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<Create
         return Ok(Created::TooMany(unfinished));
     }
     insert(tx, transfer).await?;
-    events::write(tx, transfer).await?;
+    events::write(tx, std::slice::from_ref(transfer)).await?;
     Ok(Created::New(transfer.clone()))
 }
 
@@ -257,10 +257,7 @@ async fn update(
         );
         bind_file(file, after)?.bind(after.id.to_string()).execute(&mut *tx).await?;
     }
-    for version in versions {
-        events::write(tx, version).await?;
-    }
-    Ok(())
+    events::write(tx, versions).await
 }
 
 async fn update_attempt(
