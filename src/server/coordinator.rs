@@ -16,15 +16,15 @@ use super::{
     view::{ClientView, Presence, TransferView},
 };
 use crate::{
-    ids::{AttemptId, ClientId, Digest, RemotePath, TransferId, UnixMs},
+    ids::{AttemptId, ClientId, Digest, TransferId, UnixMs},
     limits,
     shutdown::Shutdown,
     status::Reason,
-    telemetry,
-    transfer::{Content as Kept, Failure, Moment, Request, State, Step, Transfer},
+    transfer::{Content as Kept, Moment, Request, State, Step, Transfer},
 };
 
 mod attempts;
+mod log;
 mod repair;
 mod watch;
 
@@ -332,11 +332,11 @@ impl Coordinator {
             self.sessions.wake(&transfer.client);
         }
         if let (State::Interrupted, Some(failure)) = (transfer.state, &transfer.failure) {
-            log_break(transfer, failure);
+            log::broken(transfer, failure);
         }
         if transfer.state.is_final() && transfer.ended == Some(transfer.updated) {
             self.metrics.transfer_ended(transfer.state);
-            log_end(transfer);
+            log::ended(transfer);
         }
         // Without a receiver nobody watches.
         drop(self.changes.send(Arc::new(transfer.clone())));
@@ -372,38 +372,4 @@ fn unknown_transfer(id: TransferId) -> Error {
 
 fn unknown_client(id: &ClientId) -> Error {
     Error::refused(Reason::UnknownClient, format!("no client {id} has ever registered"))
-}
-
-/// One line for each attempt that broke.
-fn log_break(transfer: &Transfer, failure: &Failure) {
-    tracing::info!(
-        transfer_id = %transfer.id, client_id = transfer.client.as_str(), epoch = transfer.epoch.0,
-        reason = ?failure.reason, detail = ?failure.detail, "an attempt broke"
-    );
-}
-
-/// One line for each ended transfer.
-fn log_end(transfer: &Transfer) {
-    let span = telemetry::transfer_span(transfer.id);
-    let _entered = span.enter();
-    let client_id = transfer.client.as_str();
-    let size_bytes = transfer.file.as_ref().map(|file| file.size_bytes);
-    let path = transfer.path.as_ref().map_or("(default file)", RemotePath::as_str);
-    let duration_ms = transfer.started.zip(transfer.ended).map(|(s, e)| e.since(s).as_millis());
-    match (&transfer.failure, transfer.state) {
-        (Some(failure), State::Failed) => tracing::warn!(
-            client_id, ?path, reason = ?failure.reason, last_reason = ?failure.last_reason,
-            detail = ?failure.detail, attempts = transfer.attempts, "transfer failed"
-        ),
-        (_, State::Cancelled) => tracing::info!(client_id, ?path, "transfer cancelled"),
-        _ => tracing::info!(
-            client_id,
-            ?path,
-            size_bytes,
-            duration_ms,
-            attempts = transfer.attempts,
-            received_bytes = transfer.received_bytes,
-            "transfer complete"
-        ),
-    }
 }

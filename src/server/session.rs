@@ -27,6 +27,10 @@ use crate::{
     },
 };
 
+mod quota;
+
+use quota::Quota;
+
 /// Serves one `Connect` stream from its Hello to its end.
 pub async fn serve(
     coordinator: Arc<Coordinator>,
@@ -289,7 +293,7 @@ impl Link {
                     tracing::debug!(%attempt, "offered");
                     self.coordinator.uploads.places.keep(attempt, place);
                     slot.send(Ok(FromServer::Download(command(transfer)).into()));
-                    self.quota.grant(MESSAGES_PER_OFFER);
+                    self.quota.grant(quota::MESSAGES_PER_OFFER);
                 }
                 self.session.bell.notify_one();
             }
@@ -390,36 +394,6 @@ fn command(transfer: &Transfer) -> Command {
     }
 }
 
-/// A token bucket over a client's messages, those that it was asked for aside.
-struct Quota {
-    left: u32,
-    since: Instant,
-}
-
-impl Quota {
-    fn new(now: Instant) -> Self {
-        Self { left: QUOTA, since: now }
-    }
-
-    /// Allows more messages, because they will be asked for.
-    fn grant(&mut self, messages: u32) {
-        self.left = self.left.saturating_add(messages);
-    }
-
-    fn spend(&mut self) -> Result<(), Error> {
-        if self.since.elapsed() >= QUOTA_PERIOD {
-            *self = Self::new(Instant::now());
-        }
-        let too_many = || Error::refused(Reason::TooMany, "too many messages");
-        self.left = self.left.checked_sub(1).ok_or_else(too_many)?;
-        Ok(())
-    }
-}
-
-/// The answer to a command, and the report of how it ended.
-const MESSAGES_PER_OFFER: u32 = 2;
-const QUOTA_PERIOD: Duration = Duration::from_secs(10);
-const QUOTA: u32 = limits::CLIENT_MESSAGES_PER_SECOND_MAX * 10;
 /// Between a newer session's record and its arrival here.
 const SUPERSEDED_WAIT: Duration = Duration::from_secs(2);
 /// A transfer that is due is not asked for more often than this.
