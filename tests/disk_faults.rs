@@ -9,7 +9,7 @@ use std::{
     os::fd::OwnedFd,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -166,6 +166,51 @@ async fn an_io_error_at_any_call_loses_nothing() {
 async fn a_full_disk_at_any_call_waits_with_its_reason() {
     let full = || io::Error::from(io::ErrorKind::StorageFull);
     every_call_may_fail(full, WaitingReason::ServerDiskLow).await;
+}
+
+/// Stops before it syncs a file, until it may go on.
+struct GatedDisk {
+    reached: tokio::sync::mpsc::UnboundedSender<()>,
+    go_on: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Disk for GatedDisk {
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        let _ = self.reached.send(());
+        // A test that has ended lets it go on as well.
+        let _ = self.go_on.lock().expect("no panic").recv();
+        RealDisk.sync_data(file)
+    }
+}
+
+#[tokio::test]
+async fn a_small_file_that_is_cancelled_while_it_lands_is_not_there() {
+    let (reached, mut syncing) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, gate) = std::sync::mpsc::channel();
+    let disk = Box::new(GatedDisk { reached, go_on: Mutex::new(gate) });
+    let server = TestServer::start_with(Setup { disk, ..Setup::default() }).await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let transfer = server.trigger("client-1", "/raw").await;
+    let attempt = session.command().await.attempt;
+    let data = bytes(5, 1);
+    let mut raw = RawUpload::open(server.address).await;
+    raw.send_all(upload(&session.header(attempt, &data), &data)).await;
+    let cancel = async {
+        syncing.recv().await.expect("it lands");
+        let request = proto::CancelTransferRequest { transfer_id: transfer.id.clone() };
+        let cancelled = server.control().await.cancel_transfer(request).await;
+        go_on.send(()).expect("it waits");
+        cancelled.expect("cancelled")
+    };
+
+    let (answer, cancelled) = tokio::join!(raw.answer(), cancel);
+
+    assert!(answer.is_err());
+    let cancelled = cancelled.into_inner().transfer.expect("a transfer");
+    assert_eq!(cancelled.state(), State::Cancelled);
+    assert_eq!(server.transfer(&transfer.id).await.state(), State::Cancelled);
+    assert!(visible(&server).is_empty(), "{:?}", visible(&server));
+    server.stop().await;
 }
 
 #[tokio::test]
