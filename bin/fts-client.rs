@@ -52,7 +52,8 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     if config.nice > 0 {
         be_nice(config.nice)?;
     }
-    let reload = Reload::new(flags, around, &config);
+    // Without a file to read again, a hang-up ends the client, as it ends other programs.
+    let reload = flags.config.is_some().then(|| Reload::new(flags, around, &config));
     let client = Client::new(config)?;
     if let Some(address) = client.status_address() {
         tracing::info!("status page: http://{address}/status");
@@ -60,8 +61,10 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();
-        let hangups = signal(SignalKind::hangup())?;
-        shutdown.spawn(reload.run(client.allowance(), hangups, shutdown.clone()));
+        if let Some(reload) = reload {
+            let hangups = signal(SignalKind::hangup())?;
+            shutdown.spawn(reload.run(client.allowance(), hangups, shutdown.clone()));
+        }
         shutdown.spawn(client.run(shutdown.clone()));
         shutdown::signal().await?;
         let in_time = shutdown.run_down(limits::DRAIN_WAIT, limits::ABORT_WAIT).await;

@@ -1,8 +1,9 @@
 //! Where a setting comes from: its flag, its `FTS_` variable, its short variable, the TOML file,
 //! its default, in this order. Every problem is told at once, and none is passed over.
 
-use std::{fmt, fs, path::Path, time::Duration};
+use std::{fmt, fs, io::Read as _, os::unix::fs::OpenOptionsExt as _, path::Path, time::Duration};
 
+use rustix::fs::OFlags;
 use serde::de::DeserializeOwned;
 
 use crate::rate::Rate;
@@ -113,16 +114,29 @@ pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T
     let Some(path) = path else { return Ok(T::default()) };
     let name = path.display();
     let problem = |what: String| ConfigError::from(format!("--config {name}: {what}"));
-    let size = fs::metadata(path).map_err(|err| problem(err.to_string()))?.len();
-    if size > FILE_BYTES_MAX {
-        return Err(problem(format!("{size} bytes is too large for a configuration")));
-    }
-    let text = fs::read_to_string(path).map_err(|err| problem(err.to_string()))?;
+    let text = read_regular(path).map_err(problem)?;
     parse_toml(&text).map_err(|problems| {
         let problems = problems.into_iter();
         let named = problems.map(|(line, what)| format!("--config {name}: line {line}: {what}"));
         ConfigError { problems: named.collect() }
     })
+}
+
+/// Reads a file that is one: opening a pipe could wait for ever, and a device has no end.
+fn read_regular(path: &Path) -> Result<String, String> {
+    let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag of open(2)");
+    let file = fs::OpenOptions::new().read(true).custom_flags(nonblock).open(path);
+    let file = file.map_err(|err| err.to_string())?;
+    if !file.metadata().map_err(|err| err.to_string())?.is_file() {
+        return Err("it is not a regular file".to_owned());
+    }
+    let mut text = String::new();
+    let read = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text);
+    let size = read.map_err(|err| err.to_string())? as u64;
+    if size > FILE_BYTES_MAX {
+        return Err(format!("more than {FILE_BYTES_MAX} bytes are too many for a configuration"));
+    }
+    Ok(text)
 }
 
 /// Parses `text`, or returns everything that is wrong with it, by line. The parser stops at the

@@ -433,15 +433,11 @@ async fn a_cap_that_comes_in_the_middle_holds_what_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_without_a_file_survives_a_hang_up_and_is_as_nice_as_told() {
+async fn a_client_is_as_nice_as_told_and_without_a_file_a_hang_up_ends_it() {
     let server = TestServer::start().await;
     let site = Site::new();
-    let mut client = site.start(&server, &["--nice", "7"]);
+    let client = site.start(&server, &["--nice", "7"]);
     server.online("client-1").await;
-
-    hang_up(&client);
-
-    client.logged("nothing to read again");
     let id = server.trigger("client-1", &format!("{}/f", site.shared)).await.id;
     server.landed(&id).await;
     let tasks = format!("/proc/{}/task", client.id().as_raw_nonzero());
@@ -452,5 +448,32 @@ async fn a_client_without_a_file_survives_a_hang_up_and_is_as_nice_as_told() {
         let fields = stat.rsplit_once(") ").expect("a name").1;
         assert_eq!(fields.split(' ').nth(16), Some("7"), "the nice value of {stat}");
     }
+
+    // A terminal that is closed does this.
+    hang_up(&client);
+
+    assert!(!client.wait().0.success());
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_became_a_pipe_changes_nothing_and_blocks_nothing() {
+    let server = TestServer::start().await;
+    let site = Site::new();
+    site.set("max_rate = \"1MB/s\"\n");
+    let config = site.dir.path().join("client.toml");
+    let mut client = site.start(&server, &["--config", text(&config)]);
+    server.online("client-1").await;
+
+    fs::remove_file(&config).expect("removed");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &config, rustix::fs::Mode::RUSR).expect("made");
+    hang_up(&client);
+    client.logged("not a regular file");
+    fs::remove_file(&config).expect("removed");
+    site.set("max_rate = \"2MB/s\"\n");
+    hang_up(&client);
+
+    client.logged("2MB/s");
+    drop(client);
     server.stop().await;
 }

@@ -49,10 +49,6 @@ impl Reload {
     }
 
     async fn obey(self: Arc<Self>, allowance: &Allowance) {
-        if self.flags.config.is_none() {
-            tracing::info!("SIGHUP: there is no --config, so there is nothing to read again");
-            return;
-        }
         let found = spawn_blocking(move || self.read()).await;
         let found = match found {
             Ok(Ok(found)) => found,
