@@ -23,11 +23,13 @@ pub struct UploadBody {
     queue: mpsc::Receiver<Upload>,
     /// Of a message whose beginning has gone.
     data: Bytes,
+    /// Nothing follows a Finish or an Abort.
+    is_over: bool,
 }
 
 impl UploadBody {
     pub fn new(queue: mpsc::Receiver<Upload>) -> Self {
-        Self { queue, data: Bytes::new() }
+        Self { queue, data: Bytes::new(), is_over: false }
     }
 }
 
@@ -42,10 +44,20 @@ impl Body for UploadBody {
         if !self.data.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.data)))));
         }
+        if self.is_over {
+            return Poll::Ready(None);
+        }
         let Some(message) = ready!(self.queue.poll_recv(cx)) else { return Poll::Ready(None) };
+        self.is_over = matches!(message, Upload::Finish { .. } | Upload::Abort { .. });
         let (head, data) = framed(message);
         self.data = data;
         Poll::Ready(Some(Ok(Frame::data(head))))
+    }
+
+    /// So the last message carries the end of the stream, which on a slow line would wait for its
+    /// turn once more.
+    fn is_end_stream(&self) -> bool {
+        self.is_over && self.data.is_empty()
     }
 }
 
@@ -130,6 +142,23 @@ mod tests {
         for message in [Upload::RangeEnd, Upload::Abort { reason: FailReason::Io, detail }] {
             assert_eq!(by_hand(message.clone()), by_tonic(message));
         }
+    }
+
+    #[tokio::test]
+    async fn the_last_message_is_the_end_of_the_stream() {
+        let (queue, messages) = mpsc::channel(2);
+        let mut body = UploadBody::new(messages);
+        let detail = "because".to_owned();
+        queue.send(Upload::RangeEnd).await.unwrap();
+        queue.send(Upload::Abort { reason: FailReason::Io, detail }).await.unwrap();
+
+        let mut ends = vec![body.is_end_stream()];
+        while std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await.is_some() {
+            ends.push(body.is_end_stream());
+        }
+
+        // Although the queue is still open.
+        assert_eq!(ends, [false, false, true]);
     }
 
     #[tokio::test]

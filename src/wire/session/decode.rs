@@ -32,7 +32,7 @@ impl TryFrom<proto::ClientMessage> for FromClient {
         Ok(match body {
             Body::Hello(hello) => Self::Hello(hello.try_into()?),
             Body::Heartbeat(beat) => {
-                let at_most = limits::JOBS_MAX as usize;
+                let at_most = limits::JOBS_MAX as usize + limits::JOBS_WAITING_MAX;
                 let each = beat.progress.into_iter().take(at_most);
                 let progress = each.map(|p| {
                     let (sent_bytes, throttled) = (p.bytes_sent, p.throttled);
@@ -77,7 +77,8 @@ impl TryFrom<proto::Hello> for Hello {
         }
         let label = |text| bounded(text, limits::LABEL_BYTES_MAX);
         let roots = hello.allowed_roots.into_iter().take(limits::ALLOWED_ROOTS_MAX);
-        let running = hello.running.into_iter().take(limits::JOBS_MAX as usize);
+        let at_most = limits::JOBS_MAX as usize + limits::JOBS_WAITING_MAX;
+        let running = hello.running.into_iter().take(at_most);
         Ok(Self {
             client: hello.client_id.parse()?,
             instance: InstanceId::from_bytes(&hello.instance_id)?,
