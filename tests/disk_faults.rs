@@ -23,8 +23,12 @@ use common::{
 use fts::{
     limits::CHUNK_BYTES,
     server::landing::{Disk, RealDisk},
-    wire::proto::{self, State, WaitingReason, receipt::Status},
+    wire::{
+        proto::{self, State, WaitingReason, receipt::Status},
+        session::{FromClient, Outcome, Report},
+    },
 };
+use sqlx::Connection as _;
 
 /// Fails once, after as many calls as it is told; then it works again.
 struct FaultyDisk {
@@ -210,6 +214,39 @@ async fn a_small_file_that_is_cancelled_while_it_lands_is_not_there() {
     assert_eq!(cancelled.state(), State::Cancelled);
     assert_eq!(server.transfer(&transfer.id).await.state(), State::Cancelled);
     assert!(visible(&server).is_empty(), "{:?}", visible(&server));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_landed_file_whose_record_was_not_written_gives_way_to_the_next_attempt() {
+    let server = TestServer::start().await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let transfer = server.trigger("client-1", "/raw").await;
+    let attempt = session.command().await.attempt;
+    let data = bytes(5, 1);
+    let url = format!("sqlite:{}", server.dir().join("fts.db").display());
+    let mut store = sqlx::SqliteConnection::connect(&url).await.expect("the store");
+    let fault = "CREATE TRIGGER fault BEFORE UPDATE ON transfers WHEN NEW.state = 'COMPLETE'
+        BEGIN SELECT RAISE(ABORT, 'a disk that fails'); END";
+    sqlx::query(fault).execute(&mut store).await.expect("made");
+
+    let mut raw = RawUpload::open(server.address).await;
+    raw.send_all(upload(&session.header(attempt, &data), &data)).await;
+    assert!(raw.answer().await.is_err());
+    // It may yet be adopted: nobody knows whether the record was written.
+    assert_eq!(visible(&server).len(), 1);
+
+    sqlx::query("DROP TRIGGER fault").execute(&mut store).await.expect("dropped");
+    let report = Report { attempt, outcome: Outcome::Broken, detail: String::new() };
+    session.say(FromClient::Report(report)).await;
+    let again = session.command().await.attempt;
+    let mut raw = RawUpload::open(server.address).await;
+    raw.send_all(upload(&session.header(again, &data), &data)).await;
+    assert_eq!(receipt(&raw.answer().await.expect("taken")), Status::Complete);
+    server.coordinator.settle_doubtful().await.expect("settled");
+
+    assert!(server.landed(&transfer.id).await.1 == data);
+    assert_eq!(visible(&server).len(), 1, "{:?}", visible(&server));
     server.stop().await;
 }
 

@@ -2,7 +2,12 @@
 //! the store's mutating verbs, so every change of a record passes here, is told to who watches, and
 //! rings the right bell.
 
-use std::{fs::File, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::File,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::sync::broadcast;
 
@@ -58,6 +63,8 @@ pub struct Coordinator {
     pub(super) sessions: Sessions,
     pub(super) uploads: Arc<Uploads>,
     retention: Retention,
+    /// Files that landed, and whose records may not say so.
+    doubtful: Mutex<Vec<AttemptId>>,
     /// Every change made by this server, as it is made.
     changes: broadcast::Sender<Arc<Transfer>>,
 }
@@ -94,6 +101,7 @@ impl Coordinator {
             sessions: Sessions::new(parts.heartbeat),
             uploads: Arc::new(Uploads::new(parts.uploads_max)),
             retention: parts.retention,
+            doubtful: Mutex::default(),
             changes: broadcast::channel(limits::WATCH_LAG_MAX).0,
         })
     }

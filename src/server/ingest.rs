@@ -49,7 +49,8 @@ pub async fn receive(
     mut stream: Streaming<UploadFileRequest>,
     arrived: Arrived,
 ) -> Result<(Header, Received), Error> {
-    let Next::Message(Upload::Header(header)) = next(&mut stream, limits::HELLO_WAIT).await? else {
+    let Next::Message(Upload::Header(header)) = next(&mut stream, limits::UPLOAD_STALL).await?
+    else {
         return Err(out_of_order("an upload begins with its Header"));
     };
     let Begun { entered, transfer, unrecorded } = coordinator.begin(&header).await?;
@@ -181,7 +182,7 @@ impl Ingest {
 
     /// A Finish counts only as the last message.
     async fn nothing_after(&self, stream: &mut Streaming<UploadFileRequest>, end: End) -> End {
-        match next(stream, limits::HELLO_WAIT).await {
+        match next(stream, limits::UPLOAD_STALL).await {
             Ok(Next::End) => end,
             Ok(Next::Message(_)) => End::Refused(out_of_order("nothing may follow Finish")),
             Err(err) => End::Refused(err),
@@ -240,12 +241,14 @@ impl Ingest {
             return Err(err);
         }
         let recorded = self.record(Step::Published { epoch }).await;
-        if let Err(err @ Error::Step(_)) = recorded {
-            // The record went another way, so nothing will ever name this file.
-            self.coordinator.on_disk(move |landing| landing.remove(attempt)).await?;
-            return Err(err);
+        if recorded.is_err() {
+            // If the record went another way, nothing will ever name this file; a store that failed
+            // may yet have written it.
+            self.coordinator.doubt(attempt);
+            if let Err(err) = self.coordinator.settle_doubtful().await {
+                err.log();
+            }
         }
-        // A store that failed may yet have written it: the sweeps settle that.
         recorded?;
         self.coordinator.metrics.file_verified(size, self.started.elapsed());
         Ok(Received::Complete { size, digest })

@@ -141,6 +141,8 @@ impl Link {
             Ok(()) => self.serve().await,
             Err(end) => end,
         };
+        // Its turn goes to the next one.
+        self.next_place = None;
         self.farewell(&end);
         tracing::info!(why = %end, "client disconnected");
         if let Err(err) = self.coordinator.close_session(&self.session).await {
@@ -305,6 +307,7 @@ impl Link {
                 }
             }
             Ok(Claim::Fenced) => {
+                drop(places);
                 // The newer session is in the store, and about to be here: it has this one told by
                 // whom.
                 let told = timeout(SUPERSEDED_WAIT, self.session.superseded.cancelled()).await;

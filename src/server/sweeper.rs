@@ -4,29 +4,45 @@ use std::sync::Arc;
 
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::coordinator::Coordinator;
+use super::{coordinator::Coordinator, error::Error};
 use crate::limits;
 
-/// Sweeps until the server drains.
+/// Sweeps until the server drains. What works on the files has a clock of its own, so that a disk
+/// that hangs, or much to delete, keeps nothing else waiting.
 pub async fn run(coordinator: Arc<Coordinator>) {
+    tokio::join!(tend_records(&coordinator), tend_files(&coordinator));
+}
+
+async fn tend_records(coordinator: &Arc<Coordinator>) {
     let mut sweep = every(limits::SWEEP);
     let mut due = every(limits::CLAIM_POLL);
-    let mut orphans = every(limits::ORPHAN_SWEEP);
     let mut seen = every(limits::SEEN_FLUSH);
-    let mut retain = every(limits::RETENTION_SWEEP);
     loop {
-        let done = tokio::select! {
+        note(tokio::select! {
             () = coordinator.shutdown.draining().cancelled() => return,
             _ = sweep.tick() => coordinator.sweep().await,
             _ = due.tick() => coordinator.ring_due().await,
-            _ = orphans.tick() => coordinator.settle_orphans().await,
             _ = seen.tick() => coordinator.flush_seen().await,
+        });
+    }
+}
+
+async fn tend_files(coordinator: &Arc<Coordinator>) {
+    let mut orphans = every(limits::ORPHAN_SWEEP);
+    let mut retain = every(limits::RETENTION_SWEEP);
+    loop {
+        note(tokio::select! {
+            () = coordinator.shutdown.draining().cancelled() => return,
+            _ = orphans.tick() => coordinator.settle_orphans().await,
             _ = retain.tick() => coordinator.retain().await,
-        };
-        // The next tick tries again.
-        if let Err(err) = done {
-            err.log();
-        }
+        });
+    }
+}
+
+/// The next tick tries again.
+fn note(done: Result<(), Error>) {
+    if let Err(err) = done {
+        err.log();
     }
 }
 

@@ -1,11 +1,11 @@
 //! What a server does before it listens, and now and then while it runs: it settles what the last
 //! life left half done, and lets go of what is overdue or too old.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::{Coordinator, attempt_of, ignore_late};
 use crate::{
-    ids::{TransferId, UnixMs},
+    ids::{AttemptId, TransferId, UnixMs},
     limits,
     server::{error::Error, landing::Landing, store::TransferFilter},
     transfer::{Cause, Content, State, Step, Transfer},
@@ -86,23 +86,11 @@ impl Coordinator {
                 }
                 ignore_late(ended)?;
             } else if !self.is_uploading(attempt_of(&transfer)) {
-                self.expire_offer(&transfer).await?;
+                let step = Step::OfferExpired { epoch: transfer.epoch };
+                ignore_late(self.apply(transfer.id, step).await)?;
             }
         }
         Ok(())
-    }
-
-    async fn expire_offer(self: &Arc<Self>, transfer: &Transfer) -> Result<(), Error> {
-        let step = Step::OfferExpired { epoch: transfer.epoch };
-        match self.apply(transfer.id, step).await {
-            Ok(_) => {
-                // A small file lands before its record says that it began: if that could not be
-                // written, nothing will ever name the file.
-                let attempt = attempt_of(transfer);
-                self.on_disk(move |landing| landing.remove(attempt)).await
-            }
-            late => ignore_late(late),
-        }
     }
 
     /// Rings for every client that has something due: one look for all sessions, so that an idle one
@@ -127,6 +115,7 @@ impl Coordinator {
     /// what their upload wanted to note could not be written. Whoever works on one holds its place
     /// in `uploads`.
     pub async fn settle_orphans(self: &Arc<Self>) -> Result<(), Error> {
+        self.settle_doubtful().await?;
         let states = vec![State::Receiving, State::Verifying];
         let filter = TransferFilter { client: None, states };
         for transfer in self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await? {
@@ -138,6 +127,49 @@ impl Coordinator {
             }
         }
         Ok(())
+    }
+
+    /// Notes that a file has landed, and that it is not known whether its record says so.
+    pub(in crate::server) fn doubt(&self, attempt: AttemptId) {
+        self.doubtful().push(attempt);
+    }
+
+    /// Removes the doubtful files that no record names, and will not name any more.
+    pub async fn settle_doubtful(&self) -> Result<(), Error> {
+        let mut doubtful = std::mem::take(&mut *self.doubtful());
+        let mut settled = Ok(());
+        while let Some(attempt) = doubtful.pop() {
+            match self.settle(attempt).await {
+                Ok(true) => {}
+                Ok(false) => self.doubt(attempt),
+                Err(err) => {
+                    self.doubt(attempt);
+                    settled = Err(err);
+                    break;
+                }
+            }
+        }
+        // What was not looked at stays in doubt.
+        self.doubtful().append(&mut doubtful);
+        settled
+    }
+
+    /// Returns whether it is settled what becomes of a file that has landed.
+    async fn settle(&self, attempt: AttemptId) -> Result<bool, Error> {
+        let record = self.store.transfer(attempt.transfer).await?;
+        let current = record.filter(|transfer| transfer.epoch == attempt.epoch);
+        match current {
+            Some(transfer) if transfer.content == Content::Kept => {}
+            // It may yet be written, or the attempt is settled first.
+            Some(transfer) if transfer.state.is_outstanding() => return Ok(false),
+            _ => self.on_disk(move |landing| landing.remove(attempt)).await?,
+        }
+        Ok(true)
+    }
+
+    fn doubtful(&self) -> MutexGuard<'_, Vec<AttemptId>> {
+        // A list is never half changed.
+        self.doubtful.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes when clients were last heard.
@@ -156,8 +188,15 @@ impl Coordinator {
         if before.is_some() || self.retention.keep_bytes.is_some() {
             let bytes_max = self.retention.keep_bytes;
             let limit = limits::PAGE_SIZE_MAX;
-            for transfer in self.store.expired_content(before, bytes_max, limit).await? {
-                self.expire(transfer.id).await?;
+            loop {
+                let page = self.store.expired_content(before, bytes_max, limit).await?;
+                for transfer in &page {
+                    self.expire(transfer.id).await?;
+                }
+                let is_last = page.len() < limit as usize;
+                if is_last || self.shutdown.draining().is_cancelled() {
+                    break;
+                }
             }
         }
         let dropped = self

@@ -63,7 +63,7 @@ impl Coordinator {
     /// Says why a transfer does not move. The record knows of pauses; who is there is known only
     /// here.
     fn waiting(&self, transfer: &Transfer) -> Option<Waiting> {
-        if transfer.state == State::Receiving {
+        if transfer.state.is_outstanding() && self.is_uploading(attempt_of(transfer)) {
             let since = self.throttled_since(transfer)?;
             let reason = WaitingReason::Throttled;
             return Some(Waiting { reason, since, next_attempt: None });
