@@ -32,7 +32,7 @@ mod upload;
 use allowance::Allowance;
 use board::{Board, Facts};
 use config::{ClientConfig, Shared};
-use data_connection::DataConnection;
+use data_connection::DataConnections;
 use demo_file::Made;
 use dial::Dialer;
 use jobs::Jobs;
@@ -114,7 +114,7 @@ impl Client {
 
     /// Runs until `shutdown` drains; running uploads may finish until it aborts.
     pub async fn run(self, shutdown: Shutdown) {
-        let data = DataConnection::new(self.dialer.clone());
+        let data = DataConnections::new(&self.dialer);
         let limiter = self.allowance.pace.clone();
         let instance = self.hello.instance;
         let uploader = Uploader::new(self.source.clone(), data.clone(), instance, limiter);

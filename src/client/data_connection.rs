@@ -1,5 +1,5 @@
-//! The connection of the uploads: opened by the first one, shared by all, and closed after a while
-//! without one. It is never the one of `Connect`, so that file bytes cannot delay a heartbeat.
+//! The connections of the uploads: opened by the first ones, shared by all, and closed after a while
+//! without one. None is that of `Connect`, so that file bytes cannot delay a heartbeat.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,8 +12,32 @@ use tonic::transport::Channel;
 use super::dial::Dialer;
 use crate::limits;
 
+/// Two of them. One HTTP/2 connection is one task at each end, so one core: the second is opened
+/// when an upload runs on the first.
 #[derive(Debug)]
-pub(super) struct DataConnection {
+pub(super) struct DataConnections([Arc<DataConnection>; 2]);
+
+impl DataConnections {
+    pub(super) fn new(dialer: &Dialer) -> Arc<Self> {
+        Arc::new(Self([(); 2].map(|()| DataConnection::new(dialer.clone()))))
+    }
+
+    /// Leases the one that has fewer uploads.
+    pub(super) fn lease(&self) -> Lease {
+        let [first, second] = &self.0;
+        let is_busier = first.leases() > second.leases();
+        if is_busier { second.lease() } else { first.lease() }
+    }
+
+    /// Closes each whenever it has been idle for long enough. Never ends.
+    pub(super) async fn close_when_idle(&self) {
+        let [first, second] = &self.0;
+        tokio::join!(first.close_when_idle(), second.close_when_idle());
+    }
+}
+
+#[derive(Debug)]
+struct DataConnection {
     dialer: Dialer,
     state: Mutex<State>,
     changed: Notify,
@@ -35,11 +59,15 @@ pub(super) struct Lease {
 }
 
 impl DataConnection {
-    pub(super) fn new(dialer: Dialer) -> Arc<Self> {
+    fn new(dialer: Dialer) -> Arc<Self> {
         Arc::new(Self { dialer, state: Mutex::default(), changed: Notify::new() })
     }
 
-    pub(super) fn lease(self: &Arc<Self>) -> Lease {
+    fn leases(&self) -> usize {
+        self.lock().leases
+    }
+
+    fn lease(self: &Arc<Self>) -> Lease {
         let mut state = self.lock();
         state.leases += 1;
         state.idle_since = None;
@@ -47,8 +75,7 @@ impl DataConnection {
         Lease { connection: self.clone(), channel }
     }
 
-    /// Closes the connection whenever it has been idle for long enough. Never ends.
-    pub(super) async fn close_when_idle(&self) {
+    async fn close_when_idle(&self) {
         loop {
             let changed = self.changed.notified();
             match self.close_at() {
@@ -98,12 +125,33 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn it_closes_after_a_while_without_an_upload() {
+    fn dialer() -> Dialer {
         let refused = || Err(io::Error::from(io::ErrorKind::ConnectionRefused));
         let uri = "http://nowhere".parse().expect("a URI");
-        let connection =
-            DataConnection::new(Dialer::new(uri, move || Box::pin(async move { refused() })));
+        Dialer::new(uri, move || Box::pin(async move { refused() }))
+    }
+
+    #[tokio::test]
+    async fn a_second_one_is_opened_while_the_first_is_busy_and_no_third() {
+        let connections = DataConnections::new(&dialer());
+        let leases = || connections.0.each_ref().map(|each| each.leases());
+
+        let first = connections.lease();
+        assert_eq!(leases(), [1, 0]);
+        let second = connections.lease();
+        assert_eq!(leases(), [1, 1]);
+        let _third = connections.lease();
+        assert_eq!(leases(), [2, 1]);
+
+        drop(second);
+        let _fourth = connections.lease();
+        assert_eq!(leases(), [2, 1]);
+        drop(first);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_closes_after_a_while_without_an_upload() {
+        let connection = DataConnection::new(dialer());
         let is_open = || connection.lock().channel.is_some();
         let nearly = limits::DATA_CONNECTION_IDLE.mul_f64(0.9);
         let uploads = async {

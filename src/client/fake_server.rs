@@ -16,7 +16,7 @@ use super::{
     allowance::Allowance,
     board::{Board, Facts},
     config::Shared,
-    data_connection::DataConnection,
+    data_connection::DataConnections,
     dial::{Dialer, Io},
     jobs::Jobs,
     link::Link,
@@ -204,7 +204,7 @@ impl Client {
         let root = root.to_str().expect("text").parse().expect("a path");
         let source = Source::new(&Shared::Roots(vec![root]), Arc::new(state));
         let instance = InstanceId::generate();
-        let data = DataConnection::new(server.dialer.clone());
+        let data = DataConnections::new(&server.dialer);
         let allowance = Allowance::new(None, 2);
         let uploader = Uploader::new(Arc::new(source), data, instance, allowance.pace.clone());
         let facts = Facts {

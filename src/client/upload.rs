@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
 
 use super::{
-    data_connection::DataConnection,
+    data_connection::DataConnections,
     pace::{Held, Limiter, Pace, Paced},
     reader,
     source::{Denied, OpenFile, Source, SourceError},
@@ -41,7 +41,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Uploader {
     source: Arc<Source>,
-    data: Arc<DataConnection>,
+    data: Arc<DataConnections>,
     instance: InstanceId,
     /// Shared by all of them.
     pace: Arc<Limiter>,
@@ -89,7 +89,7 @@ enum Decision {
 impl Uploader {
     pub(super) fn new(
         source: Arc<Source>,
-        data: Arc<DataConnection>,
+        data: Arc<DataConnections>,
         instance: InstanceId,
         pace: Arc<Limiter>,
     ) -> Self {
