@@ -7,7 +7,7 @@ CARGO ?= cargo
 # The dependencies of Cargo.lock, and no others.
 LOCKED ?= --locked
 
-.PHONY: help build demo test test-all lint fmt check-client deny doc bench fleet run-server run-client clean
+.PHONY: help build demo test test-all lint fmt check-client deny doc bench bench-micro fleet run-server run-client clean
 
 help: ## says what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ doc: ## builds the documentation; a broken link is an error
 
 bench: ## fts beside cp, rsync, nginx and scp, with goals (release build; ROWS=big,disk ROUNDS=10)
 	@scripts/bench/run
+
+bench-micro: ## the parts of the data path and the verbs of the store, each by itself
+	$(CARGO) bench $(LOCKED) --all-features --bench micro
 
 fleet: ## N idle clients on one server: what they cost (release build; N=20000)
 	N=$(or $(N),20000) $(CARGO) bench $(LOCKED) --all-features --bench fleet
