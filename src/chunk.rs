@@ -261,6 +261,19 @@ mod tests {
         }
 
         #[test]
+        fn the_root_is_plain_around_every_edge(
+            len in prop_oneof![
+                (0i64..6 * 1024, -2i64..=2).prop_map(|(n, around)| n * 1024 + around),
+                (0i64..6, -1025i64..=1025).prop_map(|(n, around)| (n << 20) + around),
+            ],
+        ) {
+            let data = bytes(usize::try_from(len.max(0)).expect("not negative"));
+            let plain = Digest::from(blake3::hash(&data));
+            prop_assert_eq!(root(&data), plain);
+            prop_assert_eq!(verify(&data), Ok(plain));
+        }
+
+        #[test]
         fn one_flipped_bit_is_found(len in 1usize..3 * CHUNK_BYTES, at in any::<prop::sample::Index>(), bit in 0u8..8) {
             let data = bytes(len);
             let at = at.index(len);
