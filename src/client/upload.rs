@@ -358,7 +358,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        client::fake_server::{Client, FakeServer, FakeSession, FakeUpload},
+        client::{
+            config::Shared,
+            fake_server::{Client, FakeServer, FakeSession, FakeUpload},
+            state_dir::StateDir,
+        },
         ids::{Epoch, TransferId},
         rate::Rate,
         status::Reason,
@@ -464,6 +468,61 @@ mod tests {
         assert_eq!((report.attempt, report.outcome), (command.attempt, Outcome::Delivered));
         drop(session);
         client.stop().await;
+    }
+
+    /// Returns where a count stays, once it has come to `enough`.
+    async fn settled(count: &AtomicU64, enough: u64) -> u64 {
+        let mut last = 0;
+        loop {
+            sleep(Duration::from_millis(300)).await;
+            let now = count.load(Ordering::Relaxed);
+            if now == last && now >= enough {
+                return now;
+            }
+            last = now;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_server_and_a_fast_disk_stay_within_memory() {
+        const MIB: u64 = limits::CHUNK_BYTES as u64;
+        let size = 64 * MIB;
+        let mut server = FakeServer::start();
+        let temp = tempfile::tempdir().expect("a directory");
+        let path = temp.path().join("f");
+        fs::File::create(&path).expect("made").set_len(size).expect("grown");
+        let parse = |path: &std::path::Path| path.to_str().expect("text").parse().expect("a path");
+        let state = StateDir::open(&temp.path().join("state")).expect("free");
+        let source = Source::new(&Shared::Roots(vec![parse(temp.path())]), Arc::new(state));
+        let data = DataConnection::new(server.dialer.clone());
+        let (instance, pace) = (InstanceId::generate(), Limiter::new(None));
+        let uploader = Uploader::new(Arc::new(source), data, instance, pace);
+        let command = Command {
+            attempt: AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) },
+            path: Ok(Some(parse(&path))),
+            consistency: Consistency::Auto,
+            size_max: size,
+            rate_max: None,
+        };
+        let progress = Arc::new(Progress::new(&command));
+
+        let slow = async {
+            let mut upload = server.upload().await;
+            // Not read until then: what has been read from the disk is in the window of the stream,
+            // the channel, and on the way between them.
+            let window = u64::from(limits::HTTP2_STREAM_WINDOW_BYTES);
+            let sent = settled(&progress.sent, window).await;
+            let most = window + (limits::CHUNKS_IN_FLIGHT_MAX as u64 + 3) * MIB;
+            assert!(sent <= most, "{sent} bytes were read, more than {most}");
+            let (bytes, _) = take(&mut upload).await;
+            assert_eq!(bytes.len() as u64, size);
+            upload.answer(Ok(receipt(&command, size, blake3::hash(&bytes).into())));
+        };
+        let stop = CancellationToken::new();
+        let both = async { tokio::join!(uploader.run(&command, &stop, &progress), slow) };
+        let (report, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("soon");
+
+        assert_eq!(report.outcome, Outcome::Delivered, "{report:?}");
     }
 
     #[tokio::test]
