@@ -18,7 +18,12 @@ use fts::{
     },
 };
 use prost::Message as _;
-use tokio::{net::TcpStream, sync::mpsc, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpStream,
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -140,6 +145,8 @@ pub enum Ending {
 
 /// An upload on a connection of its own.
 pub struct RawUpload {
+    /// Bytes that flow control has let through.
+    pub pushed: watch::Sender<usize>,
     stream: h2::SendStream<Bytes>,
     response: Option<h2::client::ResponseFuture>,
     connection: JoinHandle<Result<(), h2::Error>>,
@@ -159,7 +166,7 @@ impl RawUpload {
                 .expect("a request");
         let mut client = client.ready().await.expect("ready");
         let (response, stream) = client.send_request(request, false).expect("sent");
-        Self { stream, response: Some(response), connection }
+        Self { pushed: watch::Sender::new(0), stream, response: Some(response), connection }
     }
 
     /// Sends a message; false when the server has ended the call.
@@ -182,6 +189,7 @@ impl RawUpload {
             let capacity = std::future::poll_fn(|cx| self.stream.poll_capacity(cx)).await;
             let Some(Ok(capacity)) = capacity else { return false };
             let part = bytes.split_to(capacity.min(bytes.len()));
+            self.pushed.send_modify(|pushed| *pushed += part.len());
             if self.stream.send_data(part, false).is_err() {
                 return false;
             }
