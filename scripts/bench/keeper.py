@@ -4,7 +4,7 @@ A virtual machine returns free memory to its host within seconds, and pays 4 s f
 takes again: more than 2 GiB cannot be warmed by writing and deleting them before a run.
 """
 
-import os
+import mmap
 import pathlib
 import threading
 
@@ -24,25 +24,27 @@ def memory_bytes(field):
 
 
 class Keeper:
-    """For the time of a `with`, keeps free memory at what it was, and a little more."""
+    """For the time of a `with`, keeps free memory at what it was, and a little more.
 
-    def __init__(self, directory, size_bytes):
-        self.path = directory / "kept"
+    The memory is the process's own: in a file it would take room from the file system that a server
+    looks at before it takes a file."""
+
+    def __init__(self, size_bytes):
         self.left_bytes = size_bytes + AHEAD_BYTES
         self.done = threading.Event()
 
     def __enter__(self):
+        self.memory = mmap.mmap(-1, self.left_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         piece = b"\xff" * MIB
-        self.file = open(self.path, "wb", buffering=0)
         try:
             for _ in range(0, self.left_bytes, MIB):
-                self.file.write(piece)
+                self.memory.write(piece)
             self.free_bytes_min = memory_bytes("MemFree") + AHEAD_BYTES
             self.give()
             self.giver = threading.Thread(target=self.watch, daemon=True)
             self.giver.start()
         except BaseException:
-            self.drop()
+            self.memory.close()
             raise
         return self
 
@@ -52,14 +54,11 @@ class Keeper:
 
     def give(self):
         while self.left_bytes > 0 and memory_bytes("MemFree") < self.free_bytes_min:
-            self.left_bytes = max(0, self.left_bytes - STEP_BYTES)
-            os.ftruncate(self.file.fileno(), self.left_bytes)
+            step = min(STEP_BYTES, self.left_bytes)
+            self.left_bytes -= step
+            self.memory.madvise(mmap.MADV_DONTNEED, self.left_bytes, step)
 
     def __exit__(self, *_):
         self.done.set()
         self.giver.join()
-        self.drop()
-
-    def drop(self):
-        self.file.close()
-        self.path.unlink()
+        self.memory.close()

@@ -61,7 +61,7 @@ def pull(bench, source, landing):
         small = bench.place.source("warming.bin", 64 * MIB)
         measure(bench.open(stack, Fts, "warming", pair, [small]), compare=True)
         for contender in (Cp(source, landing), fts):
-            with Keeper(landing, HUGE_BYTES):
+            with Keeper(HUGE_BYTES):
                 sample = measure(contender, compare=False)
             sample["round"] = 0
             samples[contender.name] = [sample]

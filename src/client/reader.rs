@@ -37,9 +37,10 @@ enum ReadError {
 pub(super) fn read(
     file: &OpenFile,
     consistency: Consistency,
+    pool: &Pool,
     send: &mut dyn FnMut(Upload) -> bool,
 ) {
-    let last = match read_whole(file, consistency, send) {
+    let last = match read_whole(file, consistency, pool, send) {
         Ok(finish) => finish,
         Err(ReadError::Unheard) => return,
         Err(err @ ReadError::Io(_)) => {
@@ -55,13 +56,14 @@ pub(super) fn read(
 fn read_whole(
     file: &OpenFile,
     consistency: Consistency,
+    pool: &Pool,
     send: &mut dyn FnMut(Upload) -> bool,
 ) -> Result<Upload, ReadError> {
     let size = file.fingerprint.size_bytes;
     // Only advice: without it reading is slower, and as good.
     let _ = rustix::fs::fadvise(file.file(), 0, None, Advice::Sequential);
     let mut last_chunk = None;
-    let digest = each_chunk(file, size, |offset, data| {
+    let digest = each_chunk(file, size, pool, |offset, data| {
         let chunk = Upload::Chunk { offset, crc32c: chunk::crc32c(&data), data };
         if offset + limits::CHUNK_BYTES as u64 >= size {
             last_chunk = Some(chunk.clone());
@@ -72,7 +74,7 @@ fn read_whole(
     let delivered = match change(&file.fingerprint, &after, consistency) {
         Change::None => Delivered::Unchanged,
         Change::Grew => {
-            if read_again(file, size, last_chunk.as_ref(), send)? != digest {
+            if read_again(file, size, pool, last_chunk.as_ref(), send)? != digest {
                 return Err(ReadError::Changed("its first bytes are others when read again"));
             }
             after = file.fingerprint_now()?;
@@ -88,11 +90,12 @@ fn read_whole(
 fn read_again(
     file: &OpenFile,
     size: u64,
+    pool: &Pool,
     last_chunk: Option<&Upload>,
     send: &mut dyn FnMut(Upload) -> bool,
 ) -> Result<Digest, ReadError> {
     let mut heard = Instant::now();
-    each_chunk(file, size, |_, _| {
+    each_chunk(file, size, pool, |_, _| {
         if heard.elapsed() < limits::REPEAT_CHUNK_EVERY {
             return true;
         }
@@ -105,9 +108,9 @@ fn read_again(
 fn each_chunk(
     file: &OpenFile,
     size: u64,
+    pool: &Pool,
     mut take: impl FnMut(u64, Bytes) -> bool,
 ) -> Result<Digest, ReadError> {
-    let pool = Pool::default();
     let mut footprint = Footprint::new(file.file(), size);
     let mut root = RootBuilder::new(size);
     let mut offset = 0;
@@ -168,9 +171,9 @@ fn change(before: &Fingerprint, after: &Fingerprint, consistency: Consistency) -
     }
 }
 
-/// Buffers of a chunk each, used again once nobody reads them.
+/// Buffers of a chunk each, used again once nobody reads them, by whichever upload is next.
 #[derive(Debug, Clone, Default)]
-struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
+pub(super) struct Pool(Arc<Mutex<Vec<Vec<u8>>>>);
 
 /// The first `length` bytes of a buffer, which goes back when the last reader drops it.
 struct Filled {
@@ -199,7 +202,7 @@ impl AsRef<[u8]> for Filled {
 impl Drop for Filled {
     fn drop(&mut self) {
         let mut spare = self.pool.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // As many as are ever out at a time: those in the channel, one at each end of it.
+        // As many as one upload has out at a time: those in the channel, one at each end of it.
         if spare.len() < limits::CHUNKS_IN_FLIGHT_MAX + 2 {
             spare.push(std::mem::take(&mut self.buffer));
         }
@@ -243,7 +246,7 @@ mod tests {
         let path_asked = path.to_str().expect("text").parse().expect("a path");
         let file = source.open(&Ok(Some(path_asked))).expect("open");
         let (mut sent, mut last, mut meddle) = (Vec::new(), None, Some(meddle));
-        read(&file, consistency, &mut |message| {
+        read(&file, consistency, &Pool::default(), &mut |message| {
             match message {
                 Upload::Chunk { offset, crc32c, data } => {
                     assert_eq!(offset, sent.len() as u64);
@@ -355,7 +358,7 @@ mod tests {
         let source = Source::new(&Shared::Roots(vec![root.clone()]), Arc::new(state));
         let file = source.open(&Ok(Some(root))).expect("open");
         let mut messages = 0;
-        read(&file, Consistency::Auto, &mut |_| {
+        read(&file, Consistency::Auto, &Pool::default(), &mut |_| {
             messages += 1;
             false
         });

@@ -23,7 +23,7 @@ use tonic::{Response, Status};
 use super::{
     data_connection::DataConnections,
     pace::{Held, Limiter, Pace, Paced},
-    reader,
+    reader::{self, Pool},
     source::{Denied, OpenFile, Source, SourceError},
 };
 use crate::{
@@ -47,6 +47,8 @@ pub(super) struct Uploader {
     pace: Arc<Limiter>,
     /// Counts the threads that touch the disk, because a read that hangs outlives its attempt.
     readers: Arc<Semaphore>,
+    /// What they read into.
+    buffers: Pool,
 }
 
 /// How far a running attempt is.
@@ -94,7 +96,7 @@ impl Uploader {
         pace: Arc<Limiter>,
     ) -> Self {
         let readers = Arc::new(Semaphore::new(limits::READERS_MAX));
-        Self { source, data, instance, pace, readers }
+        Self { source, data, instance, pace, readers, buffers: Pool::default() }
     }
 
     /// Delivers the file that `command` asks for, unless `stop` fires. Dropping it stops it as
@@ -181,6 +183,7 @@ impl Uploader {
         let decision = Arc::new(OnceLock::new());
         let aborted = CancellationToken::new();
         let (noted, noted_abort) = (decision.clone(), aborted.clone());
+        let buffers = self.buffers.clone();
         let (consistency, told) = (command.consistency, progress);
         let progress = progress.clone();
         // Not awaited: it ends when nobody hears it, and one that hangs in a read must hold up
@@ -200,7 +203,7 @@ impl Uploader {
                 heard
             };
             if send(header) {
-                reader::read(&file, consistency, &mut send);
+                reader::read(&file, consistency, &buffers, &mut send);
             }
         }));
         let lease = self.data.lease();
@@ -494,7 +497,7 @@ mod tests {
         let parse = |path: &std::path::Path| path.to_str().expect("text").parse().expect("a path");
         let state = StateDir::open(&temp.path().join("state")).expect("free");
         let source = Source::new(&Shared::Roots(vec![parse(temp.path())]), Arc::new(state));
-        let data = DataConnection::new(server.dialer.clone());
+        let data = DataConnections::new(&server.dialer);
         let (instance, pace) = (InstanceId::generate(), Limiter::new(None));
         let uploader = Uploader::new(Arc::new(source), data, instance, pace);
         let command = Command {
