@@ -1,5 +1,5 @@
 //! The records in SQLite: one writer, a few readers, one file. Writes that come together share a
-//! commit ([`writer`]).
+//! commit: see `writer`.
 //!
 //! The SQL is meant for PostgreSQL as well: `$1` placeholders, text ids, milliseconds in BIGINT.
 
