@@ -27,8 +27,10 @@ use crate::{
     },
 };
 
+mod end;
 mod quota;
 
+use end::End;
 use quota::Quota;
 
 /// Serves one `Connect` stream from its Hello to its end.
@@ -89,25 +91,6 @@ struct Link {
     silent_at: Instant,
     quota: Quota,
     _open: Ongoing,
-}
-
-/// Why a session ends. Text of the client is escaped.
-#[derive(Debug, thiserror::Error)]
-enum End {
-    #[error("the connection ended")]
-    Closed,
-    #[error("goodbye: {0:?}")]
-    Goodbye(String),
-    #[error("nothing was heard for too long")]
-    Silent,
-    #[error("it does not read what it is sent")]
-    Stuck,
-    #[error("superseded by a newer session")]
-    Superseded,
-    #[error("the server is draining")]
-    Draining,
-    #[error("refused: {0}")]
-    Refused(Error),
 }
 
 impl Link {
