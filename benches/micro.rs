@@ -85,7 +85,9 @@ fn merge(bencher: Bencher<'_, '_>, chunks: usize) {
     let data = chunk();
     bencher.counter(BytesCount::new(chunks * CHUNK_BYTES)).bench_local(|| {
         let mut root = RootBuilder::new((chunks * CHUNK_BYTES) as u64);
-        (0..chunks).for_each(|_| root.push(&data));
+        (0..chunks).for_each(|_| {
+            root.push(&data);
+        });
         root.finish()
     });
 }
@@ -183,7 +185,11 @@ fn steps(transfer: &Transfer) -> [Step; 3] {
     let fingerprint = Fingerprint { device: 1, inode: 1, size_bytes: 0, mtime_ns: 1, ctime_ns: 1 };
     let file = SourceFile { path: "/f".to_owned(), size_bytes: 0, fingerprint };
     let digest = RootBuilder::new(0).finish();
-    let finish = fts::transfer::Finish { digest, delivered: fts::transfer::Delivered::Unchanged };
+    let finish = fts::transfer::Finish {
+        digest,
+        delivered: fts::transfer::Delivered::Unchanged,
+        trusted_bytes: 0,
+    };
     [
         Step::Begun { epoch, instance, file },
         Step::Finished { epoch, finish, received_bytes: 0 },

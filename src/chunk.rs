@@ -5,17 +5,26 @@
 //! sibling values merge as soon as both are there, and the root of any file needs O(log n) values
 //! and no second pass.
 
-use blake3::{
-    Hasher,
-    hazmat::{ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root},
-};
+use blake3::{Hasher, hazmat::HasherExt as _};
 
 use crate::{ids::Digest, limits::CHUNK_BYTES};
+
+mod prefix;
+
+pub use prefix::{Prefix, PrefixError, Value};
 
 /// Returns the CRC-32C (Castagnoli) of `data`.
 pub fn crc32c(data: &[u8]) -> u32 {
     let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, data);
     u32::try_from(crc).expect("a CRC of 32 bits fits 32 bits")
+}
+
+/// Returns the value of the chunk at `offset`, in a file of more than one.
+pub fn value(offset: u64, data: &[u8]) -> Value {
+    let mut hasher = Hasher::new();
+    hasher.set_input_offset(offset);
+    hasher.update(data);
+    hasher.finalize_non_root()
 }
 
 /// Returns the length of the chunk at `offset` of a file of `size` bytes; zero at its end.
@@ -40,8 +49,8 @@ pub enum ChunkError {
 /// What became of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accepted {
-    /// The next bytes of the file.
-    New,
+    /// The next bytes of the file, and their value; a file of one chunk or less has none.
+    New(Option<Value>),
     /// The chunk before, sent again: to be ignored.
     Repeated,
 }
@@ -60,6 +69,12 @@ impl ChunkVerifier {
     /// Expects a file of `size` bytes, from its beginning.
     pub fn new(size: u64) -> Self {
         Self { size, next: 0, last: None, root: RootBuilder::new(size) }
+    }
+
+    /// Expects the rest of a file of `size` bytes, of which `kept` is there.
+    pub fn resume(size: u64, kept: Prefix) -> Result<Self, PrefixError> {
+        let next = kept.bytes();
+        Ok(Self { size, next, last: None, root: RootBuilder::resume(size, kept)? })
     }
 
     /// Returns the offset that the next chunk must have.
@@ -82,10 +97,10 @@ impl ChunkVerifier {
         if crc32c(data) != crc {
             return Err(ChunkError::Crc { offset });
         }
-        self.root.push(data);
+        let value = self.root.push(data);
         self.next += data.len() as u64;
         self.last = Some((offset, data.len(), crc));
-        Ok(Accepted::New)
+        Ok(Accepted::New(value))
     }
 
     /// Returns the root, once every byte is there.
@@ -107,8 +122,9 @@ pub struct RootBuilder {
 enum Form {
     /// A file of one chunk or less has no parent node: it is hashed plainly.
     Plain(Box<Hasher>),
-    /// Values of complete subtrees, largest first: as many as `chunks` has one-bits, once settled.
-    Tree { chunks: u64, values: Vec<ChainingValue> },
+    /// The last chunk is apart: the pair that completes the whole file must merge as the root, and
+    /// only the next chunk proves that this one is not it.
+    Tree { before: Prefix, last: Option<Value> },
 }
 
 impl RootBuilder {
@@ -117,26 +133,37 @@ impl RootBuilder {
         let form = if size <= CHUNK_BYTES as u64 {
             Form::Plain(Box::new(Hasher::new()))
         } else {
-            Form::Tree { chunks: 0, values: Vec::with_capacity(48) }
+            Form::Tree { before: Prefix::default(), last: None }
         };
         Self { form }
     }
 
-    /// Takes the next chunk. All but the last of a file have [`CHUNK_BYTES`].
-    pub fn push(&mut self, data: &[u8]) {
+    /// Expects the rest of a file of `size` bytes that begins with `kept`.
+    pub fn resume(size: u64, kept: Prefix) -> Result<Self, PrefixError> {
+        if kept.is_empty() {
+            return Ok(Self::new(size));
+        }
+        if kept.bytes() >= size {
+            return Err(PrefixError { bytes: kept.bytes() });
+        }
+        Ok(Self { form: Form::Tree { before: kept, last: None } })
+    }
+
+    /// Takes the next chunk, and returns its value. All but the last of a file have
+    /// [`CHUNK_BYTES`].
+    pub fn push(&mut self, data: &[u8]) -> Option<Value> {
         match &mut self.form {
             Form::Plain(hasher) => {
                 hasher.update(data);
+                None
             }
-            Form::Tree { chunks, values } => {
-                // Settled only now: the pair that completes the whole file must merge as the root,
-                // and only the next chunk proves that this one is not it.
-                settle(*chunks, values);
-                let mut hasher = Hasher::new();
-                hasher.set_input_offset(*chunks * CHUNK_BYTES as u64);
-                hasher.update(data);
-                values.push(hasher.finalize_non_root());
-                *chunks += 1;
+            Form::Tree { before, last } => {
+                if let Some(value) = last.take() {
+                    before.push(value);
+                }
+                let value = value(before.bytes(), data);
+                *last = Some(value);
+                Some(value)
             }
         }
     }
@@ -145,25 +172,10 @@ impl RootBuilder {
     pub fn finish(self) -> Digest {
         match self.form {
             Form::Plain(hasher) => hasher.finalize().into(),
-            Form::Tree { mut values, .. } => {
-                let mut right = values.pop().expect("a file of more than one chunk has chunks");
-                while values.len() > 1 {
-                    let left = values.pop().expect("more than one is left");
-                    right = merge_subtrees_non_root(&left, &right, Mode::Hash);
-                }
-                let left = values.pop().expect("a file of more than one chunk has a left half");
-                merge_subtrees_root(&left, &right, Mode::Hash).into()
+            Form::Tree { before, last } => {
+                before.root(last.expect("a file of more than one chunk has a last one"))
             }
         }
-    }
-}
-
-/// Merges siblings until there is one value for each one-bit of `chunks`.
-fn settle(chunks: u64, values: &mut Vec<ChainingValue>) {
-    while values.len() > chunks.count_ones() as usize {
-        let right = values.pop().expect("there are more values than one-bits");
-        let left = values.pop().expect("a value too many has a sibling");
-        values.push(merge_subtrees_non_root(&left, &right, Mode::Hash));
     }
 }
 
@@ -180,7 +192,9 @@ mod tests {
 
     fn root(data: &[u8]) -> Digest {
         let mut builder = RootBuilder::new(data.len() as u64);
-        data.chunks(CHUNK_BYTES).for_each(|chunk| builder.push(chunk));
+        for chunk in data.chunks(CHUNK_BYTES) {
+            builder.push(chunk);
+        }
         builder.finish()
     }
 
@@ -215,7 +229,8 @@ mod tests {
         let chunk = |i: usize| &data[i * CHUNK_BYTES..(i + 1) * CHUNK_BYTES];
         let at = |i: usize| (i * CHUNK_BYTES) as u64;
         let mut verifier = ChunkVerifier::new(data.len() as u64);
-        assert_eq!(verifier.accept(at(0), crc32c(chunk(0)), chunk(0)), Ok(Accepted::New));
+        let new = |i| Ok(Accepted::New(Some(value(at(i), chunk(i)))));
+        assert_eq!(verifier.accept(at(0), crc32c(chunk(0)), chunk(0)), new(0));
 
         assert_eq!(verifier.accept(at(0), crc32c(chunk(0)), chunk(0)), Ok(Accepted::Repeated));
         let other = ChunkError::Offset { expected: at(1), got: at(0) };
@@ -224,7 +239,7 @@ mod tests {
         assert_eq!(verifier.accept(at(2), crc32c(chunk(2)), chunk(2)), Err(gap));
 
         for i in [1, 2] {
-            assert_eq!(verifier.accept(at(i), crc32c(chunk(i)), chunk(i)), Ok(Accepted::New));
+            assert_eq!(verifier.accept(at(i), crc32c(chunk(i)), chunk(i)), new(i));
         }
         assert_eq!(verifier.finish(), Ok(blake3::hash(&data).into()));
     }
@@ -249,6 +264,50 @@ mod tests {
         let none = ChunkError::Offset { expected: 0, got: 0 };
         assert_eq!(empty.accept(0, crc32c(b""), b""), Err(none));
         assert_eq!(empty.finish(), Ok(blake3::hash(b"").into()));
+    }
+
+    /// The values of the chunks before `kept`, merged.
+    fn prefix(data: &[u8], kept: usize) -> Prefix {
+        let mut prefix = Prefix::default();
+        for (i, chunk) in data.chunks(CHUNK_BYTES).take(kept).enumerate() {
+            prefix.push(value((i * CHUNK_BYTES) as u64, chunk));
+        }
+        prefix
+    }
+
+    #[test]
+    fn a_file_that_goes_on_anywhere_has_the_plain_root() {
+        let all = bytes(9 * CHUNK_BYTES + 7);
+        for size in
+            (2..=9).flat_map(|n| [n * CHUNK_BYTES - 1, n * CHUNK_BYTES, n * CHUNK_BYTES + 7])
+        {
+            let data = &all[..size];
+            for kept in 0..size.div_ceil(CHUNK_BYTES) {
+                let prefix = prefix(data, kept);
+                let sent = Prefix::from_values(prefix.bytes(), prefix.values().to_vec());
+                assert_eq!(sent, Ok(prefix.clone()));
+                let mut verifier = ChunkVerifier::resume(size as u64, prefix).expect("fits");
+                for (i, chunk) in data.chunks(CHUNK_BYTES).enumerate().skip(kept) {
+                    let offset = (i * CHUNK_BYTES) as u64;
+                    verifier.accept(offset, crc32c(chunk), chunk).expect("the next one");
+                }
+                assert_eq!(verifier.finish(), Ok(blake3::hash(data).into()), "{size} at {kept}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_beginning_that_cannot_be_is_refused() {
+        let mib = CHUNK_BYTES as u64;
+        let refused = |bytes| Err(PrefixError { bytes });
+        for (bytes, values) in [(mib + 1, 1), (3 * mib, 1), (3 * mib, 3), (0, 1), (mib, 0)] {
+            assert_eq!(Prefix::from_values(bytes, vec![[0; 32]; values]), refused(bytes));
+        }
+        let whole = Prefix::from_values(2 * mib, vec![[0; 32]]).expect("fits");
+        assert_eq!(
+            ChunkVerifier::resume(2 * mib, whole).err(),
+            Some(PrefixError { bytes: 2 * mib })
+        );
     }
 
     proptest! {

@@ -10,6 +10,7 @@ pub mod allowance;
 pub mod config;
 pub mod demo_file;
 pub mod reload;
+mod resume;
 pub mod server_url;
 pub mod state_dir;
 
@@ -52,6 +53,7 @@ pub struct Client {
     dialer: Dialer,
     hello: Hello,
     shared: Shared,
+    trusts_fingerprint: bool,
     source: Arc<Source>,
     allowance: Arc<Allowance>,
     board: Arc<Board>,
@@ -95,6 +97,7 @@ impl Client {
             dialer: Dialer::tcp(&config.server),
             hello,
             shared: config.shared,
+            trusts_fingerprint: config.trusts_fingerprint,
             source,
             board: Arc::new(Board::new(facts, allowance.clone())),
             allowance,
@@ -117,7 +120,8 @@ impl Client {
         let data = DataConnections::new(&self.dialer);
         let limiter = self.allowance.pace.clone();
         let instance = self.hello.instance;
-        let uploader = Uploader::new(self.source.clone(), data.clone(), instance, limiter);
+        let uploader = Uploader::new(self.source.clone(), data.clone(), instance, limiter)
+            .trusting_fingerprints(self.trusts_fingerprint);
         let link = Link {
             jobs: Jobs::new(uploader, self.allowance, self.board.clone()),
             dialer: self.dialer,

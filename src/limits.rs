@@ -19,6 +19,10 @@ pub const UPLOAD_MESSAGE_BYTES_MAX: usize = CHUNK_BYTES + CHUNK_BYTES / 4;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Chunks between the network and the disk, on either end: enough to keep both busy.
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
+/// What an upload wrote is synced and journaled this often, so that a crash costs no more …
+pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// … or when so much has come.
+pub const CHECKPOINT_BYTES: u64 = 256 << 20;
 /// What a large upload wrote is sent on to the disk in pieces of this size.
 pub const WRITE_OUT_EVERY_BYTES: u64 = 8 << 20;
 /// HTTP/2 frames. The receiver's setting decides; 16 KiB (the default) halves the speed of an
@@ -133,6 +137,11 @@ pub const JOBS_MAX: u32 = 64;
 pub const JOBS_WAITING_MAX: usize = 64;
 /// `--nice`: the lowest priority that there is.
 pub const NICE_MAX: u8 = 19;
+/// Chunks of a file whose single values a client remembers, so that it can go on where the server
+/// stopped without reading again: 4 GiB, in 128 KiB of memory …
+pub const TRAIL_CHUNKS_MAX: usize = 4096;
+/// … and of how many transfers.
+pub const TRAILS_MAX: usize = 64;
 /// Reports of ended attempts that a client keeps for the server; one for each command that was ever
 /// taken and not acknowledged.
 pub const REPORTS_MAX: usize = 1024;
@@ -175,6 +184,8 @@ pub const UPLOAD_STALL: Duration = Duration::from_secs(60);
 pub const UPLOAD_STALL_BYTES: u64 = 16 << 10;
 /// Attempts in a row that add no durable bytes.
 pub const ATTEMPTS_MAX: u32 = 10;
+/// What is kept of a transfer that failed is there for so long, for a retry.
+pub const PARTIAL_KEEP: Duration = Duration::from_secs(24 * 3600);
 /// Times that a source may change while it is read.
 pub const SOURCE_CHANGES_MAX: u32 = 4;
 /// Times that a root may differ.

@@ -171,6 +171,9 @@ pub struct Failure {
 pub struct Finish {
     pub digest: Digest,
     pub delivered: Delivered,
+    /// Of the first bytes so many were not read again: an equal fingerprint was the proof.
+    #[serde(default)]
+    pub trusted_bytes: u64,
 }
 
 /// Where the verified bytes are.
@@ -219,7 +222,13 @@ pub struct Transfer {
     pub file: Option<SourceFile>,
     /// Over all attempts that ended, so that waste shows.
     pub received_bytes: u64,
-    /// When the current attempt, or the one that delivered, began to send.
+    /// What is durably held of attempts that broke. The disk knows best; this is what it last said.
+    #[serde(default)]
+    pub kept_bytes: u64,
+    /// Why an attempt last began from zero although bytes were kept.
+    #[serde(default)]
+    pub restart_detail: Option<String>,
+    /// When the first byte was sent of what is delivered, kept or on its way.
     pub started: Option<UnixMs>,
     pub ended: Option<UnixMs>,
     pub finish: Option<Finish>,
@@ -264,6 +273,8 @@ impl Transfer {
             mismatches: 0,
             file: None,
             received_bytes: 0,
+            kept_bytes: 0,
+            restart_detail: None,
             started: None,
             ended: None,
             finish: None,

@@ -116,8 +116,11 @@ impl Disk for StuckDisk {
 /// A file of equal chunks, made as it is sent.
 fn repeated(header: &Header, chunk: &Bytes, chunks: u64) -> impl Iterator<Item = Upload> {
     let mut root = RootBuilder::new(header.size);
-    (0..chunks).for_each(|_| root.push(chunk));
-    let finish = Finish { digest: root.finish(), delivered: Delivered::Unchanged };
+    for _ in 0..chunks {
+        root.push(chunk);
+    }
+    let finish =
+        Finish { digest: root.finish(), delivered: Delivered::Unchanged, trusted_bytes: 0 };
     let end = Upload::Finish { size: header.size, finish, fingerprint: header.fingerprint };
     let (crc32c, data) = (crc32c(chunk), chunk.clone());
     let chunk_at = move |offset| Upload::Chunk { offset, crc32c, data: data.clone() };

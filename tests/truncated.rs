@@ -40,9 +40,9 @@ async fn an_upload_without_finish_is_never_complete() {
         }
     }
     cases.join_all().await;
-    let left = common::files_beneath(&server.dir().join("files"));
+    let dir = Arc::into_inner(server).expect("ours alone").stop().await;
+    let left = common::files_beneath(&dir.path().join("files"));
     assert!(left.is_empty(), "nothing is left: {left:?}");
-    Arc::into_inner(server).expect("ours alone").stop().await;
 }
 
 /// Ends an upload after `sent` chunks, and checks that it is not COMPLETE.

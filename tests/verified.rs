@@ -71,8 +71,7 @@ async fn one_flipped_byte_in_any_chunk_is_refused() {
         assert_eq!(after.state(), State::Interrupted);
         cancel(&server, &id).await;
     }
-    assert!(common::files_beneath(&server.dir().join("files")).is_empty());
-    server.stop().await;
+    assert!(left_after(server).await.is_empty());
 }
 
 #[tokio::test]
@@ -97,8 +96,7 @@ async fn a_wrong_root_is_tried_once_more_and_then_failed() {
     let after = server.ended(&id).await;
     assert_eq!(after.state(), State::Failed);
     assert_eq!(after.failure.expect("a reason").reason(), FailReason::Integrity);
-    assert!(common::files_beneath(&server.dir().join("files")).is_empty());
-    server.stop().await;
+    assert!(left_after(server).await.is_empty());
 }
 
 #[tokio::test]
@@ -118,8 +116,7 @@ async fn another_size_than_announced_is_refused() {
         assert_eq!(reason(raw.answer().await), Some(Reason::NotWhole), "{wrong}");
         cancel(&server, &id).await;
     }
-    assert!(common::files_beneath(&server.dir().join("files")).is_empty());
-    server.stop().await;
+    assert!(left_after(server).await.is_empty());
 }
 
 #[tokio::test]
@@ -248,4 +245,10 @@ fn with(header: &Header, transfer: TransferId, epoch: u64) -> Header {
 async fn cancel(server: &TestServer, id: &str) {
     let request = fts::wire::proto::CancelTransferRequest { transfer_id: id.to_owned() };
     server.control().await.cancel_transfer(request).await.expect("cancelled");
+}
+
+/// Stops the server, and returns what is left of files.
+async fn left_after(server: TestServer) -> Vec<std::path::PathBuf> {
+    let dir = server.stop().await;
+    common::files_beneath(&dir.path().join("files"))
 }

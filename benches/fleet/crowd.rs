@@ -145,6 +145,7 @@ fn config(number: usize, port: u16, dir: &Path, shared: &str) -> anyhow::Result<
         rate_max: None,
         uploads_max: limits::JOBS,
         nice: 0,
+        trusts_fingerprint: false,
         log_format: LogFormat::Text,
         id: id.parse()?,
     })

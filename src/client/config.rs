@@ -112,6 +112,11 @@ pub struct Flags {
     /// Lower the priority of the client's threads, 0 to 19, as nice(1) does [default: 0].
     #[arg(long, value_name = "N", env = "FTS_NICE", hide_env_values = true)]
     pub nice: Option<String>,
+    /// Go on with a file that broke before this process began without reading what was sent of it
+    /// again, if its inode, size and times are the same; the result says so.
+    #[arg(long, value_name = "BOOL", env = "FTS_TRUST_FINGERPRINT", hide_env_values = true,
+        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub trust_fingerprint: Option<String>,
     /// Send files in clear text to a server that is not on this machine: for test networks.
     #[arg(long, value_name = "BOOL", env = "FTS_INSECURE", hide_env_values = true,
         num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -135,6 +140,7 @@ struct File {
     max_rate: Option<String>,
     max_uploads: Option<u32>,
     nice: Option<u8>,
+    trust_fingerprint: Option<bool>,
     insecure: Option<bool>,
     log_format: Option<String>,
 }
@@ -197,6 +203,8 @@ pub struct ClientConfig {
     pub uploads_max: u32,
     /// How nice the process shall be to others, 0 to 19.
     pub nice: u8,
+    /// An equal fingerprint proves what an earlier process sent.
+    pub trusts_fingerprint: bool,
     pub log_format: LogFormat,
 }
 
@@ -237,6 +245,9 @@ impl Flags {
         let uploads_max = picker.pick(("max-uploads", self.max_uploads), None, uploads, uploads_of);
         let nice = file.nice.map(|nice| nice.to_string());
         let nice = picker.pick(("nice", self.nice), None, nice, nice_of);
+        let trust = file.trust_fingerprint.map(|yes| yes.to_string());
+        let trust =
+            picker.pick(("trust-fingerprint", self.trust_fingerprint), None, trust, settings::flag);
         let log_format =
             picker.pick(("log-format", self.log_format), None, file.log_format, LogFormat::parse);
 
@@ -253,6 +264,7 @@ impl Flags {
             rate_max: rate_max.flatten(),
             uploads_max: uploads_max.unwrap_or(limits::JOBS),
             nice: nice.unwrap_or(0),
+            trusts_fingerprint: trust.unwrap_or(false),
             log_format: log_format.unwrap_or_default(),
         })
     }
@@ -268,6 +280,7 @@ impl ClientConfig {
             ("allow", format!("{:?}", self.shared)),
             ("state_dir", self.state_dir.display().to_string()),
             ("nice", self.nice.to_string()),
+            ("trust_fingerprint", self.trusts_fingerprint.to_string()),
             ("log_format", format!("{:?}", self.log_format)),
         ]
     }

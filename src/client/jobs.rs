@@ -365,6 +365,7 @@ mod tests {
             consistency: Consistency::Auto,
             size_max: 1,
             rate_max: None,
+            resume: None,
         }
     }
 

@@ -157,6 +157,7 @@ mod tests {
             consistency: Consistency::Auto,
             size_max: 1 << 30,
             rate_max: None,
+            resume: None,
         }
     }
 

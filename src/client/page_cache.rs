@@ -19,11 +19,12 @@ use rustix::{
 
 use crate::{chunk, limits};
 
-/// The chunks of a file that are about to be read, in order.
+/// The chunks of a part of a file that are about to be read, in order.
 #[derive(Debug)]
 pub(super) struct Footprint<'a> {
     file: &'a File,
-    size: u64,
+    /// Where the part ends.
+    end: u64,
     /// Whether each of the next chunks was cached: those from `asked_to` backwards.
     was_cached: VecDeque<bool>,
     /// Where the next question is about.
@@ -33,9 +34,9 @@ pub(super) struct Footprint<'a> {
 }
 
 impl<'a> Footprint<'a> {
-    pub(super) fn new(file: &'a File, size: u64) -> Self {
+    pub(super) fn new(file: &'a File, begin: u64, end: u64) -> Self {
         let chunks_ahead = chunks_ahead(read_ahead_kib(file).unwrap_or(READ_AHEAD_KIB));
-        Self { file, size, was_cached: VecDeque::new(), asked_to: 0, chunks_ahead }
+        Self { file, end, was_cached: VecDeque::new(), asked_to: begin, chunks_ahead }
     }
 
     /// Before the next chunk is read.
@@ -43,9 +44,9 @@ impl<'a> Footprint<'a> {
         if self.chunks_ahead > CHUNKS_AHEAD_MAX {
             return;
         }
-        while self.was_cached.len() <= self.chunks_ahead && self.asked_to < self.size {
+        while self.was_cached.len() <= self.chunks_ahead && self.asked_to < self.end {
             self.was_cached.push_back(is_cached(self.file, self.asked_to));
-            self.asked_to += chunk::chunk_len(self.size, self.asked_to) as u64;
+            self.asked_to += chunk::chunk_len(self.end, self.asked_to) as u64;
         }
     }
 
@@ -109,7 +110,7 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         let size = 5 * limits::CHUNK_BYTES as u64 + 3;
         file.set_len(size).expect("grown");
-        let mut footprint = Footprint { chunks_ahead: 2, ..Footprint::new(&file, size) };
+        let mut footprint = Footprint { chunks_ahead: 2, ..Footprint::new(&file, 0, size) };
         let mut asked = Vec::new();
         for chunk in 0..6 {
             footprint.before_read();

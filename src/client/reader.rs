@@ -4,16 +4,25 @@
 
 use std::{
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread::{self, Scope},
     time::Instant,
 };
 
 use bytes::Bytes;
 use rustix::{fs::Advice, io::Errno};
 
-use super::{page_cache::Footprint, source::OpenFile};
+use super::{
+    page_cache::Footprint,
+    resume::{Plan, Proof, Trail},
+    source::OpenFile,
+};
 use crate::{
-    chunk::{self, RootBuilder},
+    chunk::{self, Prefix, RootBuilder, Value},
     ids::Digest,
     limits,
     transfer::{Consistency, Delivered, FailReason, Fingerprint, Finish},
@@ -27,49 +36,74 @@ enum ReadError {
     Io(#[from] io::Error),
     #[error("it changed while it was read: {0}")]
     Changed(&'static str),
+    #[error("what the server keeps of it is not what the source has")]
+    KeptDiffers,
     /// Nobody takes the messages any more, so nobody needs the reason.
     #[error("the upload has ended")]
     Unheard,
 }
 
-/// Sends the file's chunks, then Finish or Abort. Ends early, without either, once `send` returns
-/// false.
+/// Sends the chunks of the file that `plan` leaves to send, then Finish or Abort. Ends early,
+/// without either, once `send` returns false. Returns the values of what was read, if all of it,
+/// from the beginning, is proved: for the next attempt, in case that this one does not arrive.
 pub(super) fn read(
     file: &OpenFile,
     consistency: Consistency,
+    plan: &Plan,
     pool: &Pool,
     send: &mut dyn FnMut(Upload) -> bool,
-) {
-    let last = match read_whole(file, consistency, pool, send) {
-        Ok(finish) => finish,
-        Err(ReadError::Unheard) => return,
-        Err(err @ ReadError::Io(_)) => {
-            Upload::Abort { reason: FailReason::Io, detail: err.to_string() }
-        }
-        Err(err @ ReadError::Changed(_)) => {
-            Upload::Abort { reason: FailReason::SourceChanged, detail: err.to_string() }
+) -> Option<Trail> {
+    let mut trail = Trail::new(file.fingerprint, plan.kept.clone());
+    let mut is_proved = plan.proof == Proof::Known;
+    let read = read_whole(file, consistency, plan, pool, send, &mut trail, &mut is_proved);
+    let last = match read {
+        Ok(finish) => Some(finish),
+        Err(ReadError::Unheard) => None,
+        Err(err) => {
+            let reason = match err {
+                ReadError::Io(_) => FailReason::Io,
+                ReadError::KeptDiffers => FailReason::Integrity,
+                ReadError::Changed(_) | ReadError::Unheard => FailReason::SourceChanged,
+            };
+            is_proved &= reason == FailReason::Io;
+            Some(Upload::Abort { reason, detail: err.to_string() })
         }
     };
-    send(last);
+    last.map(&mut *send);
+    is_proved.then_some(trail)
 }
 
 fn read_whole(
     file: &OpenFile,
     consistency: Consistency,
+    plan: &Plan,
     pool: &Pool,
     send: &mut dyn FnMut(Upload) -> bool,
+    trail: &mut Trail,
+    is_proved: &mut bool,
 ) -> Result<Upload, ReadError> {
     let size = file.fingerprint.size_bytes;
     // Only advice: without it reading is slower, and as good.
     let _ = rustix::fs::fadvise(file.file(), 0, None, Advice::Sequential);
-    let mut last_chunk = None;
-    let digest = each_chunk(file, size, pool, |offset, data| {
-        let chunk = Upload::Chunk { offset, crc32c: chunk::crc32c(&data), data };
-        if offset + limits::CHUNK_BYTES as u64 >= size {
-            last_chunk = Some(chunk.clone());
-        }
-        send(chunk)
+    let (digest, last_chunk) = thread::scope(|scope| {
+        let mut check = KeptCheck::new(scope, file, plan);
+        let mut last_chunk = None;
+        let digest = each_chunk(file, size, plan.kept.clone(), pool, |offset, data, value| {
+            check.look()?;
+            let chunk = Upload::Chunk { offset, crc32c: chunk::crc32c(&data), data };
+            if offset + limits::CHUNK_BYTES as u64 >= size {
+                last_chunk = Some(chunk.clone());
+            }
+            if let Some(value) = value {
+                trail.push(value);
+            }
+            heard(send(chunk))
+        })?;
+        check.wait(|| heard(last_chunk.clone().is_none_or(&mut *send)))?;
+        Ok::<_, ReadError>((digest, last_chunk))
     })?;
+    *is_proved |= plan.proof == Proof::ReadAgain;
+    let mut trusted_bytes = if plan.proof == Proof::Fingerprint { plan.kept.bytes() } else { 0 };
     let mut after = file.fingerprint_now()?;
     let delivered = match change(&file.fingerprint, &after, consistency) {
         Change::None => Delivered::Unchanged,
@@ -78,11 +112,17 @@ fn read_whole(
                 return Err(ReadError::Changed("its first bytes are others when read again"));
             }
             after = file.fingerprint_now()?;
+            trusted_bytes = 0;
             Delivered::Prefix
         }
         Change::Other(what) => return Err(ReadError::Changed(what)),
     };
-    Ok(Upload::Finish { size, finish: Finish { digest, delivered }, fingerprint: after })
+    let finish = Finish { digest, delivered, trusted_bytes };
+    Ok(Upload::Finish { size, finish, fingerprint: after })
+}
+
+fn heard(is_heard: bool) -> Result<(), ReadError> {
+    if is_heard { Ok(()) } else { Err(ReadError::Unheard) }
 }
 
 /// Computes the root once more. The server sees the last chunk repeated meanwhile, which it
@@ -94,26 +134,27 @@ fn read_again(
     last_chunk: Option<&Upload>,
     send: &mut dyn FnMut(Upload) -> bool,
 ) -> Result<Digest, ReadError> {
-    let mut heard = Instant::now();
-    each_chunk(file, size, pool, |_, _| {
-        if heard.elapsed() < limits::REPEAT_CHUNK_EVERY {
-            return true;
+    let mut told = Instant::now();
+    each_chunk(file, size, Prefix::default(), pool, |_, _, _| {
+        if told.elapsed() < limits::REPEAT_CHUNK_EVERY {
+            return Ok(());
         }
-        heard = Instant::now();
-        last_chunk.cloned().is_none_or(&mut *send)
+        told = Instant::now();
+        heard(last_chunk.cloned().is_none_or(&mut *send))
     })
 }
 
-/// Reads the file's first `size` bytes, and returns their root.
+/// Reads the file's first `size` bytes, without those that are `kept`, and returns the root of all.
 fn each_chunk(
     file: &OpenFile,
     size: u64,
+    kept: Prefix,
     pool: &Pool,
-    mut take: impl FnMut(u64, Bytes) -> bool,
+    mut take: impl FnMut(u64, Bytes, Option<Value>) -> Result<(), ReadError>,
 ) -> Result<Digest, ReadError> {
-    let mut footprint = Footprint::new(file.file(), size);
-    let mut root = RootBuilder::new(size);
-    let mut offset = 0;
+    let mut offset = kept.bytes();
+    let mut footprint = Footprint::new(file.file(), offset, size);
+    let mut root = RootBuilder::resume(size, kept).expect("a plan keeps less than the file");
     while offset < size {
         let mut buffer = pool.take();
         let part = &mut buffer[..chunk::chunk_len(size, offset)];
@@ -122,14 +163,85 @@ fn each_chunk(
             return Err(ReadError::Changed("it became shorter"));
         }
         footprint.after_read(offset, part.len());
-        root.push(part);
+        let value = root.push(part);
         let length = part.len();
-        if !take(offset, pool.bytes(buffer, length)) {
-            return Err(ReadError::Unheard);
-        }
+        take(offset, pool.bytes(buffer, length), value)?;
         offset += length as u64;
     }
     Ok(root.finish())
+}
+
+/// Reads the kept bytes again, on a thread beside the one that sends the rest.
+struct KeptCheck {
+    result: Option<mpsc::Receiver<Result<(), ReadError>>>,
+    stop: Arc<AtomicBool>,
+}
+
+impl KeptCheck {
+    /// Begins, if that is the proof.
+    fn new<'scope>(scope: &'scope Scope<'scope, '_>, file: &'scope OpenFile, plan: &Plan) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        if plan.proof != Proof::ReadAgain {
+            return Self { result: None, stop };
+        }
+        let (tell, result) = mpsc::sync_channel(1);
+        let (kept, stopped) = (plan.kept.clone(), stop.clone());
+        scope.spawn(move || {
+            // Whoever asked may have gone.
+            drop(tell.send(compare(file, &kept, &stopped)));
+        });
+        Self { result: Some(result), stop }
+    }
+
+    /// Fails once it is known that the bytes differ.
+    fn look(&mut self) -> Result<(), ReadError> {
+        match self.result.as_ref().map(mpsc::Receiver::try_recv) {
+            Some(Ok(result)) => {
+                self.result = None;
+                result
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits for the end. `alive` is called now and then meanwhile.
+    fn wait(&mut self, mut alive: impl FnMut() -> Result<(), ReadError>) -> Result<(), ReadError> {
+        let Some(result) = self.result.take() else { return Ok(()) };
+        loop {
+            match result.recv_timeout(limits::REPEAT_CHUNK_EVERY) {
+                Ok(result) => return result,
+                Err(mpsc::RecvTimeoutError::Timeout) => alive()?,
+                // It panicked, and the scope passes that on.
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(ReadError::Unheard),
+            }
+        }
+    }
+}
+
+impl Drop for KeptCheck {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Compares the beginning of the file with the values of what is kept.
+fn compare(file: &OpenFile, kept: &Prefix, stop: &AtomicBool) -> Result<(), ReadError> {
+    let mut footprint = Footprint::new(file.file(), 0, kept.bytes());
+    let mut buffer = vec![0; limits::CHUNK_BYTES];
+    let mut found = Prefix::default();
+    while found.bytes() < kept.bytes() {
+        if stop.load(Ordering::Relaxed) {
+            return Err(ReadError::Unheard);
+        }
+        let offset = found.bytes();
+        footprint.before_read();
+        if !fill(file, &mut buffer, offset)? {
+            return Err(ReadError::Changed("it became shorter"));
+        }
+        footprint.after_read(offset, buffer.len());
+        found.push(chunk::value(offset, &buffer));
+    }
+    if found == *kept { Ok(()) } else { Err(ReadError::KeptDiffers) }
 }
 
 /// Fills `part` from the file; returns false if the file ends before.
@@ -246,7 +358,8 @@ mod tests {
         let path_asked = path.to_str().expect("text").parse().expect("a path");
         let file = source.open(&Ok(Some(path_asked))).expect("open");
         let (mut sent, mut last, mut meddle) = (Vec::new(), None, Some(meddle));
-        read(&file, consistency, &Pool::default(), &mut |message| {
+        let plan = Plan::from_zero("");
+        read(&file, consistency, &plan, &Pool::default(), &mut |message| {
             match message {
                 Upload::Chunk { offset, crc32c, data } => {
                     assert_eq!(offset, sent.len() as u64);
@@ -358,7 +471,7 @@ mod tests {
         let source = Source::new(&Shared::Roots(vec![root.clone()]), Arc::new(state));
         let file = source.open(&Ok(Some(root))).expect("open");
         let mut messages = 0;
-        read(&file, Consistency::Auto, &Pool::default(), &mut |_| {
+        read(&file, Consistency::Auto, &Plan::from_zero(""), &Pool::default(), &mut |_| {
             messages += 1;
             false
         });

@@ -24,6 +24,7 @@ use super::{
     data_connection::DataConnections,
     pace::{Held, Limiter, Pace, Paced},
     reader::{self, Pool},
+    resume::{Plan, Trails},
     source::{Denied, OpenFile, Source, SourceError},
 };
 use crate::{
@@ -49,6 +50,10 @@ pub(super) struct Uploader {
     readers: Arc<Semaphore>,
     /// What they read into.
     buffers: Pool,
+    /// What is known of files that did not arrive whole.
+    trails: Trails,
+    /// An equal fingerprint proves kept bytes: `--trust-fingerprint`.
+    trusts_fingerprint: bool,
 }
 
 /// How far a running attempt is.
@@ -96,7 +101,13 @@ impl Uploader {
         pace: Arc<Limiter>,
     ) -> Self {
         let readers = Arc::new(Semaphore::new(limits::READERS_MAX));
-        Self { source, data, instance, pace, readers, buffers: Pool::default() }
+        let (buffers, trails) = (Pool::default(), Trails::default());
+        let trusts_fingerprint = false;
+        Self { source, data, instance, pace, readers, buffers, trails, trusts_fingerprint }
+    }
+
+    pub(super) fn trusting_fingerprints(self, trusts_fingerprint: bool) -> Self {
+        Self { trusts_fingerprint, ..self }
     }
 
     /// Delivers the file that `command` asks for, unless `stop` fires. Dropping it stops it as
@@ -165,6 +176,19 @@ impl Uploader {
         opened
     }
 
+    /// Decides where to begin.
+    fn plan(&self, command: &Command, file: &OpenFile) -> Plan {
+        let trail = self.trails.take(command.attempt.transfer);
+        let resume = command.resume.as_ref();
+        let plan = Plan::new(resume, &file.fingerprint, trail.as_ref(), self.trusts_fingerprint);
+        if !plan.restart_detail.is_empty() {
+            tracing::warn!(why = plan.restart_detail, "begins anew");
+        } else if !plan.kept.is_empty() {
+            tracing::info!(at = plan.kept.bytes(), proof = ?plan.proof, "goes on");
+        }
+        plan
+    }
+
     async fn send(
         &self,
         command: &Command,
@@ -172,19 +196,24 @@ impl Uploader {
         permit: OwnedSemaphorePermit,
         progress: &Arc<Progress>,
     ) -> (Outcome, String) {
+        let plan = self.plan(command, &file);
         let header = Upload::Header(Header {
             attempt: command.attempt,
             instance: self.instance,
+            offset: plan.kept.bytes(),
             size: file.fingerprint.size_bytes,
             fingerprint: file.fingerprint,
             path: file.path.clone(),
+            restart_detail: plan.restart_detail.clone(),
         });
         let (sender, receiver) = mpsc::channel(limits::CHUNKS_IN_FLIGHT_MAX);
         let decision = Arc::new(OnceLock::new());
         let aborted = CancellationToken::new();
         let (noted, noted_abort) = (decision.clone(), aborted.clone());
-        let buffers = self.buffers.clone();
+        let (buffers, trails) = (self.buffers.clone(), self.trails.clone());
+        let transfer = command.attempt.transfer;
         let (consistency, told) = (command.consistency, progress);
+        progress.sent.fetch_max(plan.kept.bytes(), Ordering::Relaxed);
         let progress = progress.clone();
         // Not awaited: it ends when nobody hears it, and one that hangs in a read must hold up
         // nobody.
@@ -203,7 +232,10 @@ impl Uploader {
                 heard
             };
             if send(header) {
-                reader::read(&file, consistency, &buffers, &mut send);
+                let trail = reader::read(&file, consistency, &plan, &buffers, &mut send);
+                if let Some(trail) = trail {
+                    trails.keep(transfer, trail);
+                }
             }
         }));
         let lease = self.data.lease();
@@ -408,6 +440,7 @@ mod tests {
             consistency: Consistency::Auto,
             size_max: 1 << 30,
             rate_max: None,
+            resume: None,
         }
     }
 
@@ -462,7 +495,7 @@ mod tests {
         assert_eq!(header.size, SIZE as u64);
         let (bytes, end) = take(&mut upload).await;
         assert_eq!(bytes, data());
-        let finish = Finish { digest: root(), delivered: Delivered::Unchanged };
+        let finish = Finish { digest: root(), delivered: Delivered::Unchanged, trusted_bytes: 0 };
         let fingerprint = header.fingerprint;
         assert_eq!(end, Some(Upload::Finish { size: SIZE as u64, finish, fingerprint }));
         upload.answer(Ok(receipt(&command, SIZE as u64, root())));
@@ -506,6 +539,7 @@ mod tests {
             consistency: Consistency::Auto,
             size_max: size,
             rate_max: None,
+            resume: None,
         };
         let progress = Arc::new(Progress::new(&command));
 

@@ -160,6 +160,13 @@ impl Coordinator {
         let transfer =
             self.apply(id, Step::Cancelled { received_bytes: self.received(id) }).await?;
         self.stop_at_client(&transfer);
+        let this = Arc::clone(self);
+        // Nobody need wait for the disk; an end of the server does.
+        drop(self.shutdown.spawn(async move {
+            if let Err(err) = this.collect(id).await {
+                err.log();
+            }
+        }));
         Ok(self.view(transfer))
     }
 

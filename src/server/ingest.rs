@@ -12,8 +12,9 @@ use tonic::Streaming;
 
 use super::{
     arrived::Arrived,
-    coordinator::{Begun, Coordinator, attempt_of, ignore_late},
+    coordinator::{Begun, Coordinator, attempt_of},
     error::Error,
+    landing::Whole,
     uploads::Entered,
 };
 use crate::{
@@ -21,18 +22,18 @@ use crate::{
     ids::Digest,
     limits,
     status::Reason,
-    transfer::{
-        Cause, Consistency, Delivered, FailReason, Fingerprint, Finish, Moment, Step, Transfer,
-    },
+    transfer::{Consistency, Delivered, FailReason, Fingerprint, Finish, Moment, Step, Transfer},
     wire::{
         proto::UploadFileRequest,
         session::{Header, Upload, WireError},
     },
 };
 
+mod ending;
 mod sink;
 
-use sink::{Sink, Written};
+use ending::{Keep, disk_cause, failed_with, integrity_cause};
+use sink::{Recheck, Sink, Sunk, Written};
 
 /// What the client is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +60,7 @@ pub async fn receive(
     let _active = coordinator.metrics.upload_began();
     let started = Instant::now();
     let run = Ingest { coordinator, entered, transfer, unrecorded, arrived, started };
-    let received = run.run(stream, header.size).await?;
+    let received = run.run(stream, &header).await?;
     Ok((header, received))
 }
 
@@ -91,6 +92,8 @@ enum End {
     Drained,
     /// Without a word.
     Cut,
+    /// What was kept is not what it was.
+    Damaged,
     Refused(Error),
 }
 
@@ -98,40 +101,56 @@ impl Ingest {
     async fn run(
         mut self,
         stream: Streaming<UploadFileRequest>,
-        size: u64,
+        header: &Header,
     ) -> Result<Received, Error> {
         let attempt = attempt_of(&self.transfer);
-        let mut sink = match Sink::open(&self.coordinator, attempt, size).await {
-            Ok(sink) => sink,
-            Err(err) => return self.broken(0, disk_cause(&err), err).await,
+        let whole = Whole { size: header.size, fingerprint: header.fingerprint };
+        let opened = Sink::open(&self.coordinator, attempt, whole, header.offset).await;
+        let (mut sink, prefix) = match opened {
+            Ok(opened) => opened,
+            Err(err) => return self.not_opened(err).await,
         };
-        let mut verifier = ChunkVerifier::new(size);
+        let mut verifier = ChunkVerifier::resume(header.size, prefix)
+            .map_err(|err| Error::Internal(err.to_string()))?;
         let end = self.take_chunks(stream, &mut verifier, &mut sink).await;
-        let done = verifier.next_offset();
         // Whatever happened, nothing writes to the file any more before anything else is done with
         // it.
-        let written = sink.finish().await;
-        let result = match end {
+        let Sunk { written, failed, recheck } = match sink.finish().await {
+            Ok(finished) => finished,
+            Err(err) => return self.broken(Keep::Nothing, disk_cause(&err), err).await,
+        };
+        if let Some(err) = failed.map(Error::from) {
+            let keep = self.keep_after(&err, written).await;
+            return self.broken(keep, disk_cause(&err), err).await;
+        }
+        match self.rechecked(end, recheck).await {
             End::Finish { size, finish, fingerprint } => {
                 match self.check_consistency(&finish, &fingerprint) {
                     Ok(()) => self.finish(size, finish, verifier, written).await,
                     Err(detail) => {
                         let err = Error::refused(Reason::Integrity, detail);
-                        let cause = failed(FailReason::SourceChanged, detail.to_owned());
-                        self.broken(done, cause, err).await
+                        let cause = failed_with(FailReason::SourceChanged, detail.to_owned());
+                        self.broken(Keep::Nothing, cause, err).await
                     }
                 }
             }
-            end => self.end(end, done, written).await,
-        };
-        // What was published has gone from there.
-        if !matches!(result, Ok(Received::Complete { .. }))
-            && let Err(err) =
-                self.coordinator.on_disk(move |landing| landing.discard(attempt)).await
-        {
-            err.log();
+            end => self.end(end, written).await,
         }
-        result
+    }
+
+    /// Before a file is taken for whole, what an earlier process kept of it has been read again.
+    async fn rechecked(&self, end: End, recheck: Option<Recheck>) -> End {
+        let (End::Finish { .. }, Some(mut recheck)) = (&end, recheck) else { return end };
+        tokio::select! {
+            biased;
+            () = self.entered.stop.cancelled() => End::Stopped,
+            () = self.coordinator.shutdown.aborting().cancelled() => End::Drained,
+            good = recheck.is_good() => match good {
+                Ok(true) => end,
+                Ok(false) => End::Damaged,
+                Err(err) => End::Refused(err),
+            }
+        }
     }
 
     async fn take_chunks(
@@ -163,17 +182,18 @@ impl Ingest {
                 Err(err) => return End::Refused(err),
             };
             let len = data.len() as u64;
-            match verifier.accept(offset, crc32c, &data) {
+            self.entered.note_received(len);
+            let value = match verifier.accept(offset, crc32c, &data) {
                 Ok(Accepted::Repeated) => continue,
-                Ok(Accepted::New) => {}
+                Ok(Accepted::New(value)) => value,
                 Err(err) => {
                     self.coordinator.metrics.chunk_refused(&err);
                     return End::Refused(refused_chunk(&err));
                 }
-            }
+            };
             self.coordinator.metrics.bytes_received(len);
             self.entered.note_done(verifier.next_offset());
-            if sink.write(data).await.is_err() {
+            if sink.write(data, value).await.is_err() {
                 // It says why when it is finished.
                 return End::Stopped;
             }
@@ -208,28 +228,33 @@ impl Ingest {
         size: u64,
         finish: Finish,
         verifier: ChunkVerifier,
-        written: Result<Written, Error>,
+        written: Written,
     ) -> Result<Received, Error> {
-        let done = verifier.next_offset();
-        let written = match written {
-            Ok(written) => written,
-            Err(err) => return self.broken(done, disk_cause(&err), err).await,
-        };
+        let got = verifier.next_offset();
         let digest = match verifier.finish() {
-            Ok(digest) if size == done => digest,
-            Ok(_) => {
-                let err = ChunkError::NotWhole { expected: size, got: done };
-                return self.broken(done, integrity_cause(&err), refused_chunk(&err)).await;
-            }
+            Ok(_) if size != got => Err(ChunkError::NotWhole { expected: size, got }),
+            digest => digest,
+        };
+        let digest = match digest {
+            Ok(digest) => digest,
             Err(err) => {
-                return self.broken(done, integrity_cause(&err), refused_chunk(&err)).await;
+                let keep = self.keep(written).await;
+                return self.broken(keep, integrity_cause(&err), refused_chunk(&err)).await;
             }
         };
         let attempt = attempt_of(&self.transfer);
         let epoch = attempt.epoch;
-        self.finished(Step::Finished { epoch, finish, received_bytes: done }, &written).await?;
+        let received_bytes = self.entered.received_bytes();
+        let finished = Step::Finished { epoch, finish, received_bytes };
+        if let Err(err) = self.finished(finished, &written).await {
+            // Cancelled at the last moment; or the record could not be written.
+            let keep = self.keep(written).await;
+            self.note_kept(keep).await;
+            return Err(err);
+        }
         if digest != finish.digest {
             self.coordinator.metrics.root_refused();
+            self.discard().await;
             self.record(Step::Mismatched { epoch }).await?;
             let text =
                 format!("the bytes received have the BLAKE3 {digest}, not {}", finish.digest);
@@ -237,7 +262,9 @@ impl Ingest {
         }
         let published = self.coordinator.on_disk(move |landing| written.publish(landing)).await;
         if let Err(err) = published {
+            let keep = self.keep_after_publish(&err).await;
             self.record(Step::Unpublished { epoch, cause: disk_cause(&err) }).await?;
+            self.note_kept(keep).await;
             return Err(err);
         }
         let recorded = self.record(Step::Published { epoch }).await;
@@ -269,64 +296,6 @@ impl Ingest {
         let mut steps = std::mem::take(&mut self.unrecorded);
         steps.push((step, Moment::now()));
         self.coordinator.apply_all(self.transfer.id, steps).await
-    }
-
-    /// Notes an end that delivers nothing, and returns what the client is answered.
-    async fn end(
-        &mut self,
-        end: End,
-        done: u64,
-        written: Result<Written, Error>,
-    ) -> Result<Received, Error> {
-        if let Err(err) = written {
-            return self.broken(done, disk_cause(&err), err).await;
-        }
-        match end {
-            End::Abort { reason, detail } => {
-                let epoch = self.transfer.epoch;
-                let step = if reason.is_worth_retrying() {
-                    let cause = failed(reason, detail);
-                    Step::Broken { epoch, cause, received_bytes: done }
-                } else {
-                    Step::Refused { epoch, reason, detail }
-                };
-                ignore_late(self.record(step).await)?;
-                Ok(Received::Aborted)
-            }
-            End::Stopped => {
-                let err = Error::refused(Reason::StaleEpoch, "this attempt is over");
-                if self.entered.is_replaced() {
-                    return Err(err);
-                }
-                self.broken(done, Cause::ClientLost, err).await
-            }
-            End::Drained => {
-                let err = Error::refused(Reason::Draining, "the server is shutting down");
-                self.broken(done, Cause::ServerStopped, err).await
-            }
-            End::Cut => {
-                let cause = self.coordinator.cause_of_cut(&self.transfer).await;
-                let text = "the upload ended before its Finish";
-                self.broken(done, cause, Error::refused(Reason::NotWhole, text)).await
-            }
-            End::Refused(err) => {
-                let cause = match err.reason() {
-                    Reason::Stalled => self.coordinator.cause_of_cut(&self.transfer).await,
-                    Reason::ChunkCorrupt => failed(FailReason::Integrity, err.peer_text()),
-                    _ => failed(FailReason::Io, err.peer_text()),
-                };
-                self.broken(done, cause, err).await
-            }
-            End::Finish { .. } => unreachable!("a Finish is taken by `finish`"),
-        }
-    }
-
-    /// Notes that the attempt broke, and answers `err`.
-    async fn broken(&mut self, done: u64, cause: Cause, err: Error) -> Result<Received, Error> {
-        let epoch = self.transfer.epoch;
-        let step = Step::Broken { epoch, cause, received_bytes: done };
-        ignore_late(self.record(step).await)?;
-        Err(err)
     }
 }
 
@@ -384,18 +353,6 @@ fn refused_chunk(err: &ChunkError) -> Error {
         ChunkError::NotWhole { .. } => Reason::NotWhole,
     };
     Error::refused(reason, err.to_string())
-}
-
-fn failed(reason: FailReason, detail: String) -> Cause {
-    Cause::Failed { reason, detail }
-}
-
-fn disk_cause(err: &Error) -> Cause {
-    Cause::ServerDisk { is_full: matches!(err, Error::Landing(err) if err.is_full()) }
-}
-
-fn integrity_cause(err: &ChunkError) -> Cause {
-    failed(FailReason::Integrity, err.to_string())
 }
 
 #[cfg(test)]

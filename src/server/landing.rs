@@ -1,20 +1,25 @@
 //! Where files land: the only place of the server that makes, syncs, renames and removes them.
 //!
 //! ```text
-//! files/partial/<transfer>.<epoch>   while it is received
+//! files/partial/<transfer>           while it is received, and between attempts
+//! files/partial/<transfer>.journal   which of it is on stable storage
 //! files/<xx>/<transfer>.<epoch>      whole, verified, on stable storage; xx: the id's last two digits
 //! ```
 //!
 //! Every name is made of ids that the server made, and every call is relative to a directory that
-//! is held open, so no text of a client can become a path. A name carries its epoch, so an older
-//! attempt cannot touch what a newer one wrote. All calls block: they belong on a blocking thread.
+//! is held open, so no text of a client can become a path. All calls block: they belong on a
+//! blocking thread.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -23,13 +28,19 @@ use rustix::{
 };
 
 use crate::{
-    ids::{AttemptId, Epoch},
+    ids::{AttemptId, Epoch, TransferId},
     limits,
 };
 
 mod disk;
+mod journal;
+mod kept;
+mod partial;
 
 pub use disk::{Disk, RealDisk};
+pub use journal::Whole;
+pub use kept::Kept;
+pub use partial::Partial;
 
 /// A call of the landing failed; what it was about is in the text, for our own log only.
 #[derive(Debug, thiserror::Error)]
@@ -59,11 +70,14 @@ impl LandingError {
 
 /// The directory of files, held open.
 pub struct Landing {
-    disk: Box<dyn Disk>,
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     root: OwnedFd,
     /// The shards whose own names are known to be on stable storage.
     durable: [AtomicBool; SHARDS],
+    /// Transfers whose kept bytes an earlier process wrote: they are read again before they are
+    /// published.
+    inherited: Mutex<HashSet<TransferId>>,
 }
 
 impl Landing {
@@ -91,7 +105,8 @@ impl Landing {
             return Err(failed("lock (is another server using it?)", err.into()));
         }
         let durable = [const { AtomicBool::new(false) }; SHARDS];
-        Ok(Self { disk, path, root, durable })
+        let inherited = Mutex::default();
+        Ok(Self { disk: disk.into(), path, root, durable, inherited })
     }
 
     /// Proves that the directory is there, and can be written.
@@ -117,49 +132,31 @@ impl Landing {
         }
     }
 
-    /// Begins the partial file of an attempt, with space reserved for `size` bytes.
-    pub fn begin(&self, attempt: AttemptId, size: u64) -> Result<Partial, LandingError> {
-        let name = attempt.to_string();
-        let failed = |action, source| LandingError { action, name: name.clone(), source };
-        // The size is a client's word: it must not fill the disk, not even by what is reserved for
-        // it.
-        let dir = self.partial().map_err(|err| failed("open the directory of", err))?;
-        let (free, all) = self.disk.space(&dir).map_err(|err| failed("find space for", err))?;
+    /// Refuses what would leave too little space. A size is a client's word: it must not fill the
+    /// disk, not even by what is reserved for it.
+    fn find_space(&self, dir: &OwnedFd, name: &str, bytes: u64) -> Result<(), LandingError> {
+        let failed =
+            |source| LandingError { action: "find space for", name: name.to_owned(), source };
+        let (free, all) = self.disk.space(dir).map_err(failed)?;
         let keep_free = limits::DISK_FREE_MIN_BYTES.min(all / 20);
-        if size.saturating_add(keep_free) > free {
-            return Err(failed("find space for", io::ErrorKind::StorageFull.into()));
-        }
-        let file = self.disk.create_new(&dir, &name).map_err(|err| failed("create", err))?;
-        let partial = Partial { file, attempt, written: 0, writing_out: 0 };
-        // One write allocates what a small file needs.
-        if size > limits::SMALL_FILE_BYTES_MAX
-            && let Err(err) = self.disk.reserve(&partial.file, size)
-        {
-            let err = failed("reserve space for", err);
-            self.discard_after(attempt, &err);
-            return Err(err);
-        }
-        Ok(partial)
-    }
-
-    /// Appends to a partial file.
-    pub fn append(&self, partial: &mut Partial, data: &[u8]) -> Result<(), LandingError> {
-        self.disk
-            .write_at(&partial.file, data, partial.written)
-            .map_err(|source| partial.failed("write", source))?;
-        partial.written += data.len() as u64;
-        let begun = partial.written - partial.writing_out;
-        if begun >= limits::WRITE_OUT_EVERY_BYTES {
-            self.disk.write_out(&partial.file, partial.writing_out, begun);
-            partial.writing_out = partial.written;
+        if bytes.saturating_add(keep_free) > free {
+            return Err(failed(io::ErrorKind::StorageFull.into()));
         }
         Ok(())
     }
 
+    fn inherited(&self) -> MutexGuard<'_, HashSet<TransferId>> {
+        // A set is never half changed.
+        self.inherited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Publishes a whole, verified file under its final name. When this returns, data, size and
     /// name are on stable storage. After an error nothing has the final name.
-    pub fn publish(&self, partial: &Partial) -> Result<(), LandingError> {
+    pub fn publish(&self, mut partial: Partial) -> Result<(), LandingError> {
         let name = partial.attempt.to_string();
+        let transfer = partial.attempt.transfer;
+        // A sync that failed is not tried again: nobody would be told of what it lost.
+        let has_journal = partial.settle()?;
         self.disk
             .sync_data(&partial.file)
             .map_err(|source| partial.failed("sync the data of", source))?;
@@ -169,7 +166,7 @@ impl Landing {
         let left =
             self.partial().map_err(|source| partial.failed("open the directory of", source))?;
         self.disk
-            .rename((&left, &name), (&dir, &name))
+            .rename((&left, &transfer.to_string()), (&dir, &name))
             .map_err(|source| partial.failed("rename", source))?;
         if let Err(source) = self.sync_name(&dir, shard(&name)) {
             let err = partial.failed("sync the directory of", source);
@@ -179,6 +176,11 @@ impl Landing {
             }
             return Err(err);
         }
+        // What it kept is the file now; a start removes what is left of it.
+        if has_journal && let Err(err) = self.discard(transfer) {
+            tracing::warn!(error = %err, "a journal is left over");
+        }
+        self.inherited().remove(&transfer);
         Ok(())
     }
 
@@ -220,23 +222,6 @@ impl Landing {
         self.durable.get(usize::from_str_radix(shard, 16).ok()?)
     }
 
-    /// Removes the partial file of an attempt, if there is one.
-    pub fn discard(&self, attempt: AttemptId) -> Result<(), LandingError> {
-        let name = attempt.to_string();
-        match self.partial() {
-            Ok(dir) => remove(self.disk.as_ref(), &dir, &name),
-            Err(source) => Err(LandingError { action: "open the directory of", name, source }),
-        }
-    }
-
-    /// Removes the partial file of an attempt that failed for another reason, which is the one to
-    /// tell.
-    fn discard_after(&self, attempt: AttemptId, cause: &LandingError) {
-        if let Err(err) = self.discard(attempt) {
-            tracing::error!(error = %err, cause = %cause, "could not remove a partial file");
-        }
-    }
-
     /// Removes a published file, if it is there.
     pub fn remove(&self, attempt: AttemptId) -> Result<(), LandingError> {
         let name = attempt.to_string();
@@ -270,22 +255,6 @@ impl Landing {
     pub fn location(&self, attempt: AttemptId) -> PathBuf {
         let name = attempt.to_string();
         self.path.join(shard(&name)).join(name)
-    }
-
-    /// Removes every partial file: a server that begins has no attempt running. Returns how many
-    /// there were.
-    pub fn discard_all(&self) -> Result<u64, LandingError> {
-        let mut removed = 0;
-        let partial = self.partial().map_err(|source| LandingError {
-            action: "open",
-            name: PARTIAL.to_owned(),
-            source,
-        })?;
-        for name in self.names(&partial)? {
-            remove(self.disk.as_ref(), &partial, &name)?;
-            removed += 1;
-        }
-        Ok(removed)
     }
 
     /// Returns every published file.
@@ -325,22 +294,6 @@ impl Landing {
 impl std::fmt::Debug for Landing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Landing").field("path", &self.path).finish_non_exhaustive()
-    }
-}
-
-/// A file that is being received. Its name is not visible to operators.
-#[derive(Debug)]
-pub struct Partial {
-    file: File,
-    attempt: AttemptId,
-    written: u64,
-    /// Up to here it is on its way to the disk.
-    writing_out: u64,
-}
-
-impl Partial {
-    fn failed(&self, action: &'static str, source: io::Error) -> LandingError {
-        LandingError { action, name: self.attempt.to_string(), source }
     }
 }
 
@@ -384,10 +337,16 @@ pub fn make_private_dir(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::TransferId;
+    use crate::transfer::Fingerprint;
 
     fn attempt() -> AttemptId {
         AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) }
+    }
+
+    fn whole(size: u64) -> Whole {
+        let fingerprint =
+            Fingerprint { device: 1, inode: 2, size_bytes: size, mtime_ns: 3, ctime_ns: 4 };
+        Whole { size, fingerprint }
     }
 
     #[test]
@@ -397,9 +356,9 @@ mod tests {
         std::fs::remove_dir(dir.path().join(PARTIAL)).expect("removed");
 
         let attempt = attempt();
-        let mut partial = landing.begin(attempt, 2).expect("begun");
-        landing.append(&mut partial, b"hi").expect("written");
-        landing.publish(&partial).expect("published");
+        let mut partial = landing.begin(attempt, whole(2)).expect("begun");
+        landing.append(&mut partial, b"hi", None).expect("written");
+        landing.publish(partial).expect("published");
 
         assert_eq!(std::fs::read(landing.location(attempt)).expect("there"), b"hi");
         assert_eq!(landing.published().expect("listed"), [attempt]);
@@ -407,7 +366,7 @@ mod tests {
 
     /// Notes the calls whose order is what durability means.
     #[derive(Default)]
-    struct RecordingDisk(std::sync::Arc<std::sync::Mutex<Vec<&'static str>>>);
+    struct RecordingDisk(Arc<Mutex<Vec<&'static str>>>);
 
     impl RecordingDisk {
         fn note(&self, call: &'static str) {
@@ -436,14 +395,14 @@ mod tests {
     fn data_is_synced_before_it_gets_its_name_and_the_name_after() {
         let dir = tempfile::tempdir().expect("a directory");
         let disk = RecordingDisk::default();
-        let calls = std::sync::Arc::clone(&disk.0);
+        let calls = Arc::clone(&disk.0);
         let landing = Landing::open_on(dir.path(), Box::new(disk)).expect("opened");
         calls.lock().expect("no panic").clear();
 
         let first = attempt();
         let second = AttemptId { epoch: Epoch(2), ..first };
         let calls_of = |attempt| {
-            landing.publish(&landing.begin(attempt, 0).expect("begun")).expect("published");
+            landing.publish(landing.begin(attempt, whole(0)).expect("begun")).expect("published");
             std::mem::take(&mut *calls.lock().expect("no panic"))
         };
 
@@ -461,9 +420,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let landing = Landing::open(dir.path()).expect("opened");
         let attempt = attempt();
-        landing.publish(&landing.begin(attempt, 0).expect("begun")).expect("published");
+        landing.publish(landing.begin(attempt, whole(0)).expect("begun")).expect("published");
 
-        let again = landing.publish(&landing.begin(attempt, 0).expect("begun"));
+        let again = landing.publish(landing.begin(attempt, whole(0)).expect("begun"));
 
         assert!(again.expect_err("refused").is_exists());
     }

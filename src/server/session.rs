@@ -4,7 +4,10 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until, timeout},
+};
 use tonic::{Status, Streaming};
 
 use super::{
@@ -20,10 +23,10 @@ use crate::{
     ids::{UnixMs, bounded},
     limits,
     status::Reason,
-    transfer::Transfer,
+    transfer::{Cause, Transfer},
     wire::{
         proto::ClientMessage,
-        session::{Command, FromClient, FromServer, WireError},
+        session::{Command, FromClient, FromServer, Resume, WireError},
     },
 };
 
@@ -87,6 +90,8 @@ struct Link {
     claim_at: Option<Instant>,
     /// While the server is full, and the client has something to send.
     next_place: Option<Pin<Box<dyn Future<Output = Place> + Send>>>,
+    /// Offers of which it is being found out what need not be sent again.
+    preparing: JoinSet<Prepared>,
     /// When the client counts as gone.
     silent_at: Instant,
     quota: Quota,
@@ -110,6 +115,7 @@ impl Link {
             outbox,
             claim_at: Some(now),
             next_place: None,
+            preparing: JoinSet::new(),
             silent_at,
             quota: Quota::new(now),
         }
@@ -156,6 +162,7 @@ impl Link {
                 place = next_place(&mut self.next_place) => self.act(Some(place)).await,
                 () = self.session.bell.notified() => self.act(None).await,
                 () = until(self.claim_at) => self.act(None).await,
+                Some(prepared) = self.preparing.join_next() => self.offer_prepared(prepared).await,
             };
             if let Err(end) = step {
                 return end;
@@ -277,8 +284,12 @@ impl Link {
                     let attempt = attempt_of(transfer);
                     tracing::debug!(%attempt, "offered");
                     self.coordinator.uploads.places.keep(attempt, place);
-                    slot.send(Ok(FromServer::Download(command(transfer)).into()));
                     self.quota.grant(quota::MESSAGES_PER_OFFER);
+                    if transfer.kept_bytes == 0 {
+                        slot.send(Ok(FromServer::Download(command(transfer, None)).into()));
+                    } else {
+                        self.prepare(transfer.clone());
+                    }
                 }
                 self.session.bell.notify_one();
             }
@@ -300,6 +311,38 @@ impl Link {
             Err(err) => err.log(),
         }
         Ok(())
+    }
+
+    /// Finds out what need not be sent again of a transfer. Not here, because a disk may hang.
+    fn prepare(&mut self, transfer: Transfer) {
+        let coordinator = Arc::clone(&self.coordinator);
+        self.preparing.spawn(async move {
+            let resume = coordinator.resume_point(&transfer).await;
+            (transfer, resume)
+        });
+    }
+
+    async fn offer_prepared(&mut self, prepared: Result<Prepared, JoinError>) -> Result<(), End> {
+        let (transfer, resume) = match prepared {
+            Ok(prepared) => prepared,
+            Err(err) => {
+                // The offer will expire.
+                tracing::error!(error = %err, "an offer could not be prepared");
+                return Ok(());
+            }
+        };
+        match resume {
+            Ok(resume) => self.answer(FromServer::Download(command(&transfer, resume))).await,
+            Err(err) => {
+                let cause = match &err {
+                    Error::Landing(err) => Cause::ServerDisk { is_full: err.is_full() },
+                    _ => Cause::ServerBusy,
+                };
+                err.log();
+                note(self.coordinator.broken(attempt_of(&transfer), cause, 0).await);
+                Ok(())
+            }
+        }
     }
 
     /// Sends what a message of the client asks for. Until there is room nothing more is read of it.
@@ -370,13 +413,17 @@ fn is_passing(err: &Error) -> bool {
     matches!(err, Error::Store(_) | Error::Landing(_) | Error::Internal(_))
 }
 
-fn command(transfer: &Transfer) -> Command {
+/// An offer, and what need not be sent again.
+type Prepared = (Transfer, Result<Option<Resume>, Error>);
+
+fn command(transfer: &Transfer, resume: Option<Resume>) -> Command {
     Command {
         attempt: attempt_of(transfer),
         path: Ok(transfer.path.clone()),
         consistency: transfer.consistency,
         size_max: limits::FILE_BYTES_MAX,
         rate_max: transfer.rate_max,
+        resume,
     }
 }
 

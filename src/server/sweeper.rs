@@ -30,11 +30,13 @@ async fn tend_records(coordinator: &Arc<Coordinator>) {
 async fn tend_files(coordinator: &Arc<Coordinator>) {
     let mut orphans = every(limits::ORPHAN_SWEEP);
     let mut retain = every(limits::RETENTION_SWEEP);
+    let mut abandoned = every(limits::RETENTION_SWEEP);
     loop {
         note(tokio::select! {
             () = coordinator.shutdown.draining().cancelled() => return,
             _ = orphans.tick() => coordinator.settle_orphans().await,
             _ = retain.tick() => coordinator.retain().await,
+            _ = abandoned.tick() => coordinator.collect_abandoned().await,
         });
     }
 }

@@ -13,7 +13,10 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use super::places::{Place, Places};
-use crate::ids::{AttemptId, ClientId, TransferId};
+use crate::{
+    ids::{AttemptId, ClientId, Epoch, TransferId},
+    transfer::Cause,
+};
 
 /// The running uploads.
 #[derive(Debug)]
@@ -27,15 +30,21 @@ pub struct Uploads {
 #[derive(Debug)]
 pub struct Upload {
     pub attempt: AttemptId,
-    pub client: ClientId,
+    /// `None`: nothing is received, the transfer is only held.
+    client: Option<ClientId>,
     /// Fires when it must stop: cancelled, paused, or fenced by a newer one.
     pub stop: CancellationToken,
     /// A newer call of the same attempt goes on in its place: it is not for this one to say how the
     /// attempt ended.
     replaced: AtomicBool,
+    /// What its client said of it before it had ended.
+    cause: Mutex<Option<Cause>>,
     /// Fires when it has let go of its partial file.
-    ended: CancellationToken,
+    pub ended: CancellationToken,
+    /// Of the file, with what was there when it began.
     done_bytes: AtomicU64,
+    /// By this upload.
+    received_bytes: AtomicU64,
     rate: Mutex<Rate>,
 }
 
@@ -83,17 +92,21 @@ impl Uploads {
         }
         let place = self.places.of(attempt).or_else(|| self.places.try_take());
         let Some(place) = place else { return Err((Occupied::Full, CancellationToken::new())) };
-        let upload = Arc::new(Upload {
-            attempt,
-            client: client.clone(),
-            stop: CancellationToken::new(),
-            replaced: AtomicBool::new(false),
-            ended: CancellationToken::new(),
-            done_bytes: AtomicU64::new(0),
-            rate: Mutex::new(Rate { since: Instant::now(), bytes: 0, average: None }),
-        });
+        let upload = Arc::new(Upload::new(attempt, Some(client.clone())));
         running.insert(attempt.transfer, Arc::clone(&upload));
         Ok(Entered { uploads: Arc::clone(self), upload, place: Some(place) })
+    }
+
+    /// Holds a transfer of which no upload runs, so that none begins. `None` if one runs.
+    pub fn hold(self: &Arc<Self>, transfer: TransferId) -> Option<Entered> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.contains_key(&transfer) {
+            return None;
+        }
+        // Older than any attempt.
+        let upload = Arc::new(Upload::new(AttemptId { transfer, epoch: Epoch(0) }, None));
+        running.insert(transfer, Arc::clone(&upload));
+        Some(Entered { uploads: Arc::clone(self), upload, place: None })
     }
 
     pub fn find(&self, transfer: TransferId) -> Option<Arc<Upload>> {
@@ -102,11 +115,22 @@ impl Uploads {
 
     pub fn all(&self) -> Vec<Arc<Upload>> {
         let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.values().cloned().collect()
+        running.values().filter(|upload| upload.client.is_some()).cloned().collect()
     }
 
     pub fn count(&self) -> usize {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.all().len()
+    }
+
+    /// Tells the upload of this very attempt to stop, and why; returns whether there is one. It
+    /// notes how the attempt ended, once it is at rest.
+    pub fn stop_because(&self, attempt: AttemptId, cause: Cause) -> bool {
+        let Some(upload) = self.find(attempt.transfer).filter(|u| u.attempt == attempt) else {
+            return false;
+        };
+        upload.cause.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(cause);
+        upload.stop.cancel();
+        true
     }
 
     /// Tells the upload of this transfer to stop, if there is one of this attempt or an older one.
@@ -120,6 +144,40 @@ impl Uploads {
 }
 
 impl Upload {
+    fn new(attempt: AttemptId, client: Option<ClientId>) -> Self {
+        Self {
+            attempt,
+            client,
+            stop: CancellationToken::new(),
+            replaced: AtomicBool::new(false),
+            cause: Mutex::default(),
+            ended: CancellationToken::new(),
+            done_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            rate: Mutex::new(Rate { since: Instant::now(), bytes: 0, average: None }),
+        }
+    }
+
+    /// Notes that the upload goes on at byte `offset`.
+    pub fn begin_at(&self, offset: u64) {
+        self.done_bytes.store(offset, Ordering::Relaxed);
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner).bytes = offset;
+    }
+
+    /// Notes that a chunk has come, whether it is good or not.
+    pub fn note_received(&self, bytes: u64) {
+        self.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn received_bytes(&self) -> u64 {
+        self.received_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns what the client said of it, if it did.
+    pub fn cause(&self) -> Option<Cause> {
+        self.cause.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Notes that the upload is at byte `done`.
     pub fn note_done(&self, done: u64) {
         self.done_bytes.store(done, Ordering::Relaxed);
@@ -133,6 +191,11 @@ impl Upload {
             rate.since = Instant::now();
             rate.bytes = done;
         }
+    }
+
+    /// Returns who sends it.
+    pub fn client(&self) -> Option<&ClientId> {
+        self.client.as_ref()
     }
 
     pub fn is_replaced(&self) -> bool {

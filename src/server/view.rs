@@ -165,8 +165,11 @@ pub(crate) mod samples {
             },
         });
         transfer.rate_max = Some(Rate::try_from(5_000_000).expect("enough"));
-        transfer.finish =
-            Some(Finish { digest: blake3::hash(b"x").into(), delivered: Delivered::Unchanged });
+        transfer.finish = Some(Finish {
+            digest: blake3::hash(b"x").into(),
+            delivered: Delivered::Unchanged,
+            trusted_bytes: 0,
+        });
         transfer.content = Content::Kept;
         view.waiting = None;
         view.done_bytes = 1_048_577;
@@ -179,6 +182,8 @@ pub(crate) mod samples {
     pub(crate) fn interrupted() -> TransferView {
         let mut view = queued();
         view.transfer.state = State::Interrupted;
+        view.transfer.kept_bytes = 1 << 20;
+        view.transfer.restart_detail = Some("another inode".to_owned());
         view.transfer.failure =
             Some(Failure { reason: FailReason::Io, last_reason: None, detail: "cut".to_owned() });
         view.waiting = Some(Waiting {

@@ -48,6 +48,8 @@ impl Transfer {
                 Ok(())
             }
             Step::Begun { epoch, instance, file } => self.begun(*epoch, *instance, file, now),
+            Step::Kept { epoch, kept_bytes } => self.kept(*epoch, *kept_bytes),
+            Step::Restarted { epoch, detail } => self.restarted(*epoch, detail),
             Step::Broken { epoch, cause, received_bytes } => {
                 self.sending(*epoch)?;
                 self.received_bytes = self.received_bytes.saturating_add(*received_bytes);
@@ -67,28 +69,14 @@ impl Transfer {
                 self.state = State::Verifying;
                 Ok(())
             }
-            Step::Mismatched { epoch } => {
-                self.current(*epoch)?;
-                self.only_from(State::Verifying)?;
-                self.mismatches += 1;
-                let detail = "the bytes received do not have the root that the client announced";
-                self.attempt_failed(FailReason::Integrity, detail.to_owned(), now);
-                Ok(())
-            }
+            Step::Mismatched { epoch } => self.mismatched(*epoch, now),
             Step::Unpublished { epoch, cause } => {
                 self.current(*epoch)?;
                 self.only_from(State::Verifying)?;
                 self.broken(cause, now);
                 Ok(())
             }
-            Step::Published { epoch } => {
-                self.current(*epoch)?;
-                self.only_from(State::Verifying)?;
-                self.content = Content::Kept;
-                self.end(State::Complete, now);
-                self.failure = None;
-                Ok(())
-            }
+            Step::Published { epoch } => self.published(*epoch, now),
             Step::MadeDue => self.made_due(now),
             Step::DeadlinePassed { received_bytes } => self.deadline_passed(*received_bytes, now),
             Step::Cancelled { received_bytes } => self.cancelled(*received_bytes, now),
@@ -116,9 +104,57 @@ impl Transfer {
         self.instance = Some(instance);
         self.state = State::Offered;
         self.waiting = None;
-        self.file = None;
         self.finish = None;
-        self.started = None;
+        if self.kept_bytes == 0 {
+            self.file = None;
+            self.started = None;
+        }
+        Ok(())
+    }
+
+    /// Takes note of what is durably held. An attempt that added to it was not in vain.
+    fn kept(&mut self, epoch: Epoch, kept_bytes: u64) -> Result<(), StepError> {
+        if epoch != self.epoch {
+            return Err(StepError::StaleEpoch { current: self.epoch, got: epoch });
+        }
+        // What was cancelled is dropped, and what is whole is no longer partial.
+        if matches!(self.state, State::Verifying | State::Cancelled | State::Complete) {
+            return Err(StepError::WrongState(self.state));
+        }
+        if self.kept_bytes == kept_bytes {
+            return Err(StepError::Unchanged);
+        }
+        if kept_bytes > self.kept_bytes {
+            self.attempts_barren = 0;
+        }
+        self.kept_bytes = kept_bytes;
+        Ok(())
+    }
+
+    fn restarted(&mut self, epoch: Epoch, detail: &str) -> Result<(), StepError> {
+        self.sending(epoch)?;
+        self.kept_bytes = 0;
+        self.restart_detail = Some(detail.to_owned());
+        Ok(())
+    }
+
+    fn mismatched(&mut self, epoch: Epoch, now: Moment) -> Result<(), StepError> {
+        self.current(epoch)?;
+        self.only_from(State::Verifying)?;
+        self.mismatches += 1;
+        self.kept_bytes = 0;
+        let detail = "the bytes received do not have the root that the client announced";
+        self.attempt_failed(FailReason::Integrity, detail.to_owned(), now);
+        Ok(())
+    }
+
+    fn published(&mut self, epoch: Epoch, now: Moment) -> Result<(), StepError> {
+        self.current(epoch)?;
+        self.only_from(State::Verifying)?;
+        self.content = Content::Kept;
+        self.kept_bytes = 0;
+        self.end(State::Complete, now);
+        self.failure = None;
         Ok(())
     }
 
@@ -142,7 +178,9 @@ impl Transfer {
         }
         self.state = State::Receiving;
         self.file = Some(file.clone());
-        self.started = Some(now.at);
+        if self.kept_bytes == 0 || self.started.is_none() {
+            self.started = Some(now.at);
+        }
         Ok(())
     }
 
@@ -231,6 +269,7 @@ impl Transfer {
             return Err(StepError::WrongState(self.state));
         }
         self.received_bytes = self.received_bytes.saturating_add(received_bytes);
+        self.kept_bytes = 0;
         self.end(State::Cancelled, now);
         Ok(())
     }
@@ -247,7 +286,9 @@ impl Transfer {
         self.source_changes = 0;
         self.mismatches = 0;
         self.ended = None;
-        self.started = None;
+        if self.kept_bytes == 0 {
+            self.started = None;
+        }
         Ok(())
     }
 

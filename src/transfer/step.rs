@@ -55,6 +55,17 @@ pub enum Step {
         instance: InstanceId,
         file: SourceFile,
     },
+    /// So much of the file is durably held now, of this attempt or an older one. It comes before
+    /// the step that ends the attempt, or after it.
+    Kept {
+        epoch: Epoch,
+        kept_bytes: u64,
+    },
+    /// The client begins from zero although bytes were kept.
+    Restarted {
+        epoch: Epoch,
+        detail: String,
+    },
     /// The attempt ended without a Finish that was taken.
     Broken {
         epoch: Epoch,

@@ -128,6 +128,9 @@ impl From<TransferView> for proto::Transfer {
             rate: rate.unwrap_or_default(),
             request_id: transfer.request_id.map(String::from).unwrap_or_default(),
             max_rate: transfer.rate_max.map(Rate::bytes_per_second).unwrap_or_default(),
+            bytes_kept: transfer.kept_bytes,
+            bytes_trusted: proof.map(|finish| finish.trusted_bytes).unwrap_or_default(),
+            restart_detail: transfer.restart_detail.unwrap_or_default(),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::{
+    chunk::Prefix,
     ids::{AttemptId, ClientId, IdError, InstanceId, RemotePath, SessionEpoch},
     rate::{Rate, RateError},
     transfer::{Consistency, FailReason, Fingerprint, Finish},
@@ -142,6 +143,17 @@ pub struct Command {
     pub size_max: u64,
     /// Its own cap, besides the client's.
     pub rate_max: Option<Rate>,
+    /// What need not be sent again.
+    pub resume: Option<Resume>,
+}
+
+/// What the server durably holds of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resume {
+    /// The source that it came from.
+    pub fingerprint: Fingerprint,
+    /// Not empty.
+    pub kept: Prefix,
 }
 
 /// From a client, on `UploadFile`.
@@ -158,7 +170,11 @@ pub enum Upload {
 pub struct Header {
     pub attempt: AttemptId,
     pub instance: InstanceId,
+    /// Where the upload begins: zero, or a whole number of chunks that the server has.
+    pub offset: u64,
     pub size: u64,
     pub fingerprint: Fingerprint,
     pub path: String,
+    /// Why it begins at zero although the server has something; for people.
+    pub restart_detail: String,
 }

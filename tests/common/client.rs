@@ -40,31 +40,40 @@ impl TestClient {
         rate_max: u64,
     ) -> Self {
         let rate_max = Rate::try_from(rate_max).expect("enough");
-        let client = Self::begin(&server.url(), id, allowed, Some(rate_max));
+        let client =
+            Self::start_with(&server.url(), id, allowed, |config| config.rate_max = Some(rate_max));
         server.online(id).await;
         client
     }
 
     /// Starts a client of a server that may not be there yet.
     pub fn start_at(url: &str, id: &str, allowed: &[&Path]) -> Self {
-        Self::begin(url, id, allowed, None)
+        Self::start_with(url, id, allowed, |_| ())
     }
 
-    fn begin(url: &str, id: &str, allowed: &[&Path], rate_max: Option<Rate>) -> Self {
+    /// Starts one with settings that `adjust` changes.
+    pub fn start_with(
+        url: &str,
+        id: &str,
+        allowed: &[&Path],
+        adjust: impl FnOnce(&mut ClientConfig),
+    ) -> Self {
         let state = TempDir::new().expect("a directory");
         let root = |path: &&Path| path.to_str().expect("text").parse().expect("a path");
-        let config = ClientConfig {
+        let mut config = ClientConfig {
             server: ServerUrl::parse(url).expect("a URL"),
             id: id.parse().expect("an id"),
             host_name: "test-host".to_owned(),
             status: StatusPort::None,
             shared: Shared::Roots(allowed.iter().map(root).collect()),
             state_dir: state.path().join("state"),
-            rate_max,
+            rate_max: None,
             uploads_max: limits::JOBS,
             nice: 0,
+            trusts_fingerprint: false,
             log_format: LogFormat::Text,
         };
+        adjust(&mut config);
         let client = Client::new(config).expect("a client");
         let shutdown = Shutdown::new();
         let running = shutdown.spawn(client.run(shutdown.clone()));

@@ -101,7 +101,15 @@ impl RawSession {
         let size = data.len() as u64;
         let fingerprint =
             Fingerprint { device: 1, inode: 2, size_bytes: size, mtime_ns: 3, ctime_ns: 4 };
-        Header { attempt, instance: self.instance, size, fingerprint, path: "/raw".to_owned() }
+        Header {
+            attempt,
+            instance: self.instance,
+            offset: 0,
+            size,
+            fingerprint,
+            path: "/raw".to_owned(),
+            restart_detail: String::new(),
+        }
     }
 }
 
@@ -119,8 +127,11 @@ pub fn chunks(data: &[u8]) -> Vec<Upload> {
 /// Returns the honest end of `data`.
 pub fn finish(header: &Header, data: &[u8]) -> Upload {
     let mut root = RootBuilder::new(data.len() as u64);
-    data.chunks(CHUNK_BYTES).for_each(|chunk| root.push(chunk));
-    let finish = Finish { digest: root.finish(), delivered: Delivered::Unchanged };
+    for chunk in data.chunks(CHUNK_BYTES) {
+        root.push(chunk);
+    }
+    let finish =
+        Finish { digest: root.finish(), delivered: Delivered::Unchanged, trusted_bytes: 0 };
     Upload::Finish { size: header.size, finish, fingerprint: header.fingerprint }
 }
 

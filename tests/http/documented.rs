@@ -69,8 +69,8 @@ content-length: LENGTH
 date: DATE
 
 {\"id\":\"ID\",\"client_id\":\"client-1\",\"state\":\"QUEUED\",\"revision\":1,\"epoch\":0,\
-\"done_bytes\":0,\"received_bytes\":0,\"consistency\":\"AUTO\",\"content_deleted\":false,\
-\"attempts\":0,\"create_time\":\"TIME\",\"update_time\":\"TIME\",\"deadline\":\"TIME\"}\n";
+\"done_bytes\":0,\"received_bytes\":0,\"kept_bytes\":0,\"consistency\":\"AUTO\",\
+\"content_deleted\":false,\"attempts\":0,\"create_time\":\"TIME\",\"update_time\":\"TIME\",\"deadline\":\"TIME\"}\n";
     assert_eq!(normal(&answer, &[(&id, "ID")]), expected);
     assert_eq!(server.landed(&id).await.1, b"demo");
     client.stop().await;
@@ -108,8 +108,9 @@ content-length: LENGTH
 date: DATE
 
 {{\"id\":\"ID\",\"client_id\":\"client-1\",\"state\":\"COMPLETE\",\"revision\":5,\"epoch\":1,\
-\"size_bytes\":3145728,\"done_bytes\":3145728,\"received_bytes\":3145728,\
+\"size_bytes\":3145728,\"done_bytes\":3145728,\"received_bytes\":3145728,\"kept_bytes\":0,\
 \"blake3\":\"{digest}\",\"consistency\":\"AUTO\",\"delivered\":\"UNCHANGED\",\
+\"trusted_bytes\":0,\
 \"fingerprint\":{{\"device\":N,\"inode\":N,\"size_bytes\":3145728,\"mtime_ns\":N,\
 \"ctime_ns\":N}},\"source_path\":\"FILE\",\"location\":\"LOCATION\",\"content_deleted\":false,\
 \"attempts\":1,\"create_time\":\"TIME\",\"update_time\":\"TIME\",\"deadline\":\"TIME\",\

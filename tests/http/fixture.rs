@@ -53,6 +53,7 @@ impl DemoClient {
             rate_max: None,
             uploads_max: limits::JOBS,
             nice: 0,
+            trusts_fingerprint: false,
             log_format: LogFormat::Text,
         };
         let client = Client::new(config).expect("a client");

@@ -63,7 +63,11 @@ pub(crate) fn file(size_bytes: u64) -> SourceFile {
 }
 
 pub(crate) fn finish() -> Finish {
-    Finish { digest: Digest::from(blake3::hash(b"")), delivered: Delivered::Prefix }
+    Finish {
+        digest: Digest::from(blake3::hash(b"")),
+        delivered: Delivered::Prefix,
+        trusted_bytes: 0,
+    }
 }
 
 pub(crate) fn begun(epoch: Epoch, instance: InstanceId, size_bytes: u64) -> Step {

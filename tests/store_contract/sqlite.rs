@@ -135,7 +135,8 @@ async fn a_client_may_have_only_so_many_unfinished_transfers() {
             created_ms, deadline_ms, deadline_wait_ms, updated_ms, revision, state, epoch,
             instance, waiting_reason, waiting_since_ms, waiting_until_ms, due_ms, failure_reason,
             failure_last_reason, failure_detail, attempts, attempts_barren, source_changes,
-            mismatches, received_bytes, started_ms, ended_ms, rate_max FROM transfers, n",
+            mismatches, received_bytes, started_ms, ended_ms, rate_max,
+            kept_bytes, restart_detail FROM transfers, n",
     )
     .bind(i64::try_from(limits::UNFINISHED_PER_CLIENT_MAX).unwrap())
     .execute(&mut raw)

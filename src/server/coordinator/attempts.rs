@@ -17,7 +17,7 @@ use crate::{
     },
     status::Reason,
     transfer::{Cause, FailReason, Moment, SourceFile, State, Step, StepError, Transfer},
-    wire::session::{Header, Hello, Outcome, Report, Verdict},
+    wire::session::{Header, Hello, Outcome, Report, Resume, Verdict},
 };
 
 impl Coordinator {
@@ -223,13 +223,16 @@ impl Coordinator {
             Outcome::Broken => Cause::Failed { reason: FailReason::Io, detail },
             Outcome::Stopped => Cause::ClientStopped,
         };
-        let received = self.received(attempt.transfer);
-        self.broken(attempt, cause, received).await
+        if self.uploads.stop_because(attempt, cause.clone()) {
+            // It knows what is kept, and notes that with its end.
+            return Ok(());
+        }
+        self.broken(attempt, cause, 0).await
     }
 
-    /// Returns how much of a transfer has come in its running upload, if there is one.
+    /// Returns how much has come in the running upload of a transfer, if there is one.
     pub(super) fn received(&self, transfer: TransferId) -> u64 {
-        self.uploads.find(transfer).map_or(0, |upload| upload.done_bytes())
+        self.uploads.find(transfer).map_or(0, |upload| upload.received_bytes())
     }
 
     /// An instance speaks of the attempts that it was given; others are none of its business,
@@ -268,16 +271,40 @@ impl Coordinator {
             size_bytes: header.size,
             fingerprint: header.fingerprint,
         };
-        let step = Step::Begun { epoch: attempt.epoch, instance: header.instance, file };
-        if header.size > limits::SMALL_FILE_BYTES_MAX {
-            let transfer = self.apply(attempt.transfer, step).await?;
-            return Ok(Begun { entered, transfer, unrecorded: Vec::new() });
-        }
+        entered.begin_at(header.offset);
+        let begun = Step::Begun { epoch: attempt.epoch, instance: header.instance, file };
         // Once more, now that no older upload can change it.
         let transfer = self.record(attempt.transfer).await?;
-        let begun = (step, Moment::now());
-        let transfer = transfer.apply(&begun.0, begun.1)?;
-        Ok(Begun { entered, transfer, unrecorded: vec![begun] })
+        let steps = kept_at_begin(&transfer, header).into_iter().chain([begun]);
+        let steps: Vec<_> = steps.map(|step| (step, Moment::now())).collect();
+        if header.size > limits::SMALL_FILE_BYTES_MAX {
+            let transfer = self.apply_all(attempt.transfer, steps).await?;
+            return Ok(Begun { entered, transfer, unrecorded: Vec::new() });
+        }
+        let after = transfer.apply_all(&steps)?;
+        let transfer = after.last().cloned().unwrap_or(transfer);
+        Ok(Begun { entered, transfer, unrecorded: steps })
+    }
+
+    /// Returns what a client need not send again of a transfer that was just offered to it.
+    pub async fn resume_point(
+        self: &Arc<Self>,
+        transfer: &Transfer,
+    ) -> Result<Option<Resume>, Error> {
+        let attempt = attempt_of(transfer);
+        if let Some(older) = self.uploads.find(transfer.id) {
+            older.stop.cancel();
+            if tokio::time::timeout(OLDER_UPLOAD_WAIT, older.ended.cancelled()).await.is_err() {
+                return Err(Error::refused(Reason::ServerBusy, NOT_AT_REST));
+            }
+        }
+        let kept = self.on_disk(move |landing| landing.kept(attempt.transfer)).await?;
+        let kept_bytes = kept.as_ref().map_or(0, |kept| kept.prefix.bytes());
+        if kept_bytes != transfer.kept_bytes {
+            let step = Step::Kept { epoch: attempt.epoch, kept_bytes };
+            ignore_late(self.apply(transfer.id, step).await)?;
+        }
+        Ok(kept.map(|kept| Resume { fingerprint: kept.whole.fingerprint, kept: kept.prefix }))
     }
 
     async fn enter(self: &Arc<Self>, transfer: &Transfer) -> Result<Entered, Error> {
@@ -298,9 +325,7 @@ impl Coordinator {
                 Err((Occupied::Stopping, ended)) => {
                     let waited = tokio::time::timeout_at(until, ended.cancelled()).await;
                     if waited.is_err() {
-                        let text =
-                            "an older upload of this transfer has not let go of the disk yet";
-                        return Err(Error::refused(Reason::ServerBusy, text));
+                        return Err(Error::refused(Reason::ServerBusy, NOT_AT_REST));
                     }
                 }
             }
@@ -365,5 +390,22 @@ pub(in crate::server) fn ignore_late<T>(applied: Result<T, Error>) -> Result<(),
     }
 }
 
+/// Returns how what is kept changes when an upload begins: it goes on from somewhere, or from zero.
+fn kept_at_begin(transfer: &Transfer, header: &Header) -> Option<Step> {
+    let epoch = transfer.epoch;
+    if header.offset == transfer.kept_bytes {
+        return None;
+    }
+    if header.offset > 0 {
+        return Some(Step::Kept { epoch, kept_bytes: header.offset });
+    }
+    let detail = match header.restart_detail.as_str() {
+        "" => "the client did not say why",
+        detail => detail,
+    };
+    Some(Step::Restarted { epoch, detail: detail.to_owned() })
+}
+
+const NOT_AT_REST: &str = "an older upload of this transfer has not let go of the disk yet";
 /// An older upload of the same transfer has this long to let go of its partial file.
 const OLDER_UPLOAD_WAIT: Duration = Duration::from_secs(15);

@@ -26,12 +26,39 @@ impl Coordinator {
                 self.repair_attempt(&transfer).await?;
             }
         }
-        let partials = self.on_disk(Landing::discard_all).await?;
+        let (kept, dropped) = self.settle_partials().await?;
         let removed = self.remove_unwanted().await?;
-        if partials + removed > 0 {
-            tracing::info!(partials, removed, "removed files that the last run left");
+        if kept + dropped + removed > 0 {
+            tracing::info!(kept, dropped, removed, "settled the files that the last run left");
         }
         Ok(())
+    }
+
+    /// Brings the partial files that an earlier process left in line with their journals and their
+    /// records. Returns how many are kept, and how many are not.
+    async fn settle_partials(self: &Arc<Self>) -> Result<(u64, u64), Error> {
+        let (mut kept, mut dropped) = (0, 0);
+        for id in self.on_disk(Landing::partials).await? {
+            let transfer = self.store.transfer(id).await?;
+            // What was cancelled, or has landed, needs none; what failed may be retried.
+            let wanted =
+                transfer.filter(|t| !matches!(t.state, State::Cancelled | State::Complete));
+            let Some(transfer) = wanted else {
+                self.on_disk(move |landing| landing.discard(id)).await?;
+                dropped += 1;
+                continue;
+            };
+            let kept_bytes = self.on_disk(move |landing| landing.settle_partial(id)).await?;
+            if kept_bytes > 0 {
+                self.landing.inherit(id);
+                kept += 1;
+            } else {
+                dropped += 1;
+            }
+            let step = Step::Kept { epoch: transfer.epoch, kept_bytes };
+            ignore_late(self.apply(id, step).await)?;
+        }
+        Ok((kept, dropped))
     }
 
     async fn repair_attempt(self: &Arc<Self>, transfer: &Transfer) -> Result<(), Error> {
@@ -123,8 +150,37 @@ impl Coordinator {
             if !self.is_uploading(attempt) {
                 tracing::warn!(transfer_id = %transfer.id, state = ?transfer.state, "settled an orphan");
                 self.repair_attempt(&transfer).await?;
-                self.on_disk(move |landing| landing.discard(attempt)).await?;
             }
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of transfers that nobody wants any more.
+    pub async fn collect_abandoned(&self) -> Result<(), Error> {
+        for id in self.on_disk(Landing::partials).await? {
+            self.collect(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is left of a transfer that is over: at once if it was cancelled, after a while
+    /// if it failed. An upload that has not let go yet does that itself.
+    pub(super) async fn collect(&self, id: TransferId) -> Result<(), Error> {
+        // Held, so that no newer attempt begins meanwhile.
+        let Some(_held) = self.uploads.hold(id) else { return Ok(()) };
+        let now = UnixMs::now();
+        let is_over = match self.store.transfer(id).await? {
+            None => true,
+            Some(transfer) => match transfer.state {
+                State::Cancelled | State::Complete => true,
+                State::Failed => {
+                    transfer.ended.is_some_and(|ended| now.since(ended) > limits::PARTIAL_KEEP)
+                }
+                _ => false,
+            },
+        };
+        if is_over {
+            self.on_disk(move |landing| landing.discard(id)).await?;
         }
         Ok(())
     }

@@ -43,13 +43,13 @@ impl Coordinator {
         let size = transfer.file.as_ref().map_or(0, |file| file.size_bytes);
         let done_bytes = match transfer.state {
             State::Verifying | State::Complete => size,
-            _ => running.as_ref().map_or(0, |upload| upload.done_bytes()),
+            _ => running.as_ref().map_or(transfer.kept_bytes, |upload| upload.done_bytes()),
         };
         let rate = match transfer.state {
             State::Complete => mean_rate(&transfer, size),
             _ => running.as_ref().and_then(|upload| upload.rate()),
         };
-        let now_received = running.map_or(0, |upload| upload.done_bytes());
+        let now_received = running.map_or(0, |upload| upload.received_bytes());
         TransferView {
             waiting: self.waiting(&transfer),
             done_bytes,
@@ -283,8 +283,8 @@ impl Watcher {
         for upload in self.coordinator.uploads.all() {
             let id = upload.attempt.transfer;
             let is_wanted = self.query.transfer.is_none_or(|wanted| wanted == id)
-                && self.query.client.as_ref().is_none_or(|client| *client == upload.client);
-            let session = self.coordinator.sessions.find(&upload.client);
+                && self.query.client.as_ref().is_none_or(|client| Some(client) == upload.client());
+            let session = upload.client().and_then(|client| self.coordinator.sessions.find(client));
             let held = session.is_some_and(|s| s.throttled_since(upload.attempt).is_some());
             let now = (upload.done_bytes(), held);
             if !is_wanted || self.told.get(&id) == Some(&now) {

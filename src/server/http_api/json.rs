@@ -47,11 +47,16 @@ pub(super) struct TransferJson<'a> {
     size_bytes: Option<u64>,
     done_bytes: u64,
     received_bytes: u64,
+    kept_bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     blake3: Option<String>,
     consistency: Consistency,
     #[serde(skip_serializing_if = "Option::is_none")]
     delivered: Option<Delivered>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trusted_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restart_detail: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fingerprint: Option<Fingerprint>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,9 +123,12 @@ impl<'a> From<&'a TransferView> for TransferJson<'a> {
             size_bytes: file.map(|file| file.size_bytes),
             done_bytes: view.done_bytes,
             received_bytes: view.received_bytes,
+            kept_bytes: transfer.kept_bytes,
             blake3: proof.map(|finish| finish.digest.to_string()),
             consistency: transfer.consistency,
             delivered: proof.map(|finish| finish.delivered),
+            trusted_bytes: proof.map(|finish| finish.trusted_bytes),
+            restart_detail: transfer.restart_detail.as_deref(),
             fingerprint: file.map(|file| file.fingerprint),
             source_path: file.map(|file| file.path.as_str()),
             location: view.location.as_ref().map(|location| location.to_string_lossy()),
@@ -230,6 +238,8 @@ mod tests {
             "size_bytes": 1_048_577,
             "done_bytes": 1_048_577,
             "received_bytes": 1_048_600,
+            "kept_bytes": 0,
+            "trusted_bytes": 0,
             "blake3": blake3::hash(b"x").to_hex().as_str(),
             "consistency": "AUTO",
             "delivered": "UNCHANGED",

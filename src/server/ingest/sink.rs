@@ -1,69 +1,99 @@
 //! Where the verified chunks of one upload go. A small file is kept in memory until it is whole, and
 //! then lands in one piece; a larger one is written as it comes, by a thread of its own.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
-    ids::AttemptId,
+    chunk::{Prefix, Value},
+    ids::{AttemptId, TransferId},
     limits,
     server::{
         coordinator::Coordinator,
         error::Error,
-        landing::{Landing, LandingError, Partial},
+        landing::{Landing, LandingError, Partial, Whole},
     },
 };
 
 pub(super) enum Sink {
-    Small { attempt: AttemptId, data: Bytes },
+    Small { attempt: AttemptId, whole: Whole, data: Bytes },
     Writer(Writer),
 }
 
 /// The thread that writes a partial file, and the way to it.
 pub(super) struct Writer {
-    chunks: mpsc::Sender<Bytes>,
-    thread: JoinHandle<Result<Partial, LandingError>>,
+    chunks: mpsc::Sender<(Bytes, Option<Value>)>,
+    thread: JoinHandle<(Partial, Result<(), LandingError>)>,
+    recheck: Option<Recheck>,
 }
 
-/// Every chunk that came, not yet published.
+/// Every chunk that came, at rest and not yet published.
+pub(super) struct Sunk {
+    pub(super) written: Written,
+    /// Why not every chunk is written.
+    pub(super) failed: Option<LandingError>,
+    pub(super) recheck: Option<Recheck>,
+}
+
 pub(super) enum Written {
-    Small { attempt: AttemptId, data: Bytes },
+    Small { attempt: AttemptId, whole: Whole, data: Bytes },
     Partial(Partial),
 }
 
 impl Sink {
+    /// Opens what takes the chunks from `offset` on, and returns what is there before it.
     pub(super) async fn open(
         coordinator: &Coordinator,
         attempt: AttemptId,
-        size: u64,
-    ) -> Result<Self, Error> {
-        if size <= limits::SMALL_FILE_BYTES_MAX {
-            return Ok(Self::Small { attempt, data: Bytes::new() });
+        whole: Whole,
+        offset: u64,
+    ) -> Result<(Self, Prefix), Error> {
+        if whole.size <= limits::SMALL_FILE_BYTES_MAX {
+            return Ok((Self::Small { attempt, whole, data: Bytes::new() }, Prefix::default()));
         }
-        let partial = coordinator.on_disk(move |landing| landing.begin(attempt, size)).await?;
-        Ok(Self::Writer(Writer::start(Arc::clone(&coordinator.landing), partial)))
+        let landing = Arc::clone(&coordinator.landing);
+        if offset == 0 {
+            let partial = coordinator.on_disk(move |landing| landing.begin(attempt, whole)).await?;
+            return Ok((Self::Writer(Writer::start(landing, partial)), Prefix::default()));
+        }
+        let resume = move |landing: &Landing| landing.resume(attempt, whole, offset);
+        let Some((partial, prefix)) = coordinator.on_disk(resume).await? else {
+            return Err(Error::WrongOffset { expected: 0 });
+        };
+        let recheck = landing
+            .is_inherited(attempt.transfer)
+            .then(|| Recheck::start(Arc::clone(&landing), attempt.transfer, offset));
+        let writer = Writer { recheck, ..Writer::start(landing, partial) };
+        Ok((Self::Writer(writer), prefix))
     }
 
     /// Takes the next chunk; fails when the disk has failed.
-    pub(super) async fn write(&mut self, chunk: Bytes) -> Result<(), ()> {
+    pub(super) async fn write(&mut self, chunk: Bytes, value: Option<Value>) -> Result<(), ()> {
         match self {
             // There is no second one.
             Self::Small { data, .. } => *data = chunk,
-            Self::Writer(writer) => writer.chunks.send(chunk).await.map_err(drop)?,
+            Self::Writer(writer) => writer.chunks.send((chunk, value)).await.map_err(drop)?,
         }
         Ok(())
     }
 
-    /// Waits until all is written.
-    pub(super) async fn finish(self) -> Result<Written, Error> {
+    /// Waits until nothing writes any more.
+    pub(super) async fn finish(self) -> Result<Sunk, Error> {
         match self {
-            Self::Small { attempt, data } => Ok(Written::Small { attempt, data }),
-            Self::Writer(Writer { chunks, thread }) => {
+            Self::Small { attempt, whole, data } => {
+                let written = Written::Small { attempt, whole, data };
+                Ok(Sunk { written, failed: None, recheck: None })
+            }
+            Self::Writer(Writer { chunks, thread, recheck }) => {
                 drop(chunks);
-                let written = thread.await.map_err(|err| Error::Internal(err.to_string()))?;
-                Ok(Written::Partial(written?))
+                let (partial, done) =
+                    thread.await.map_err(|err| Error::Internal(err.to_string()))?;
+                Ok(Sunk { written: Written::Partial(partial), failed: done.err(), recheck })
             }
         }
     }
@@ -71,14 +101,43 @@ impl Sink {
 
 impl Writer {
     fn start(landing: Arc<Landing>, mut partial: Partial) -> Self {
-        let (chunks, mut queue) = mpsc::channel::<Bytes>(limits::CHUNKS_IN_FLIGHT_MAX);
+        let (chunks, mut queue) = mpsc::channel::<(Bytes, _)>(limits::CHUNKS_IN_FLIGHT_MAX);
         let thread = tokio::task::spawn_blocking(move || {
-            while let Some(data) = queue.blocking_recv() {
-                landing.append(&mut partial, &data)?;
+            while let Some((data, value)) = queue.blocking_recv() {
+                if let Err(err) = landing.append(&mut partial, &data, value) {
+                    return (partial, Err(err));
+                }
             }
-            Ok(partial)
+            (partial, Ok(()))
         });
-        Self { chunks, thread }
+        Self { chunks, thread, recheck: None }
+    }
+}
+
+/// A thread that reads again what an earlier process kept, while the rest comes. Dropped, it ends.
+pub(super) struct Recheck {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<bool, LandingError>>,
+}
+
+impl Recheck {
+    fn start(landing: Arc<Landing>, transfer: TransferId, bytes: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let recheck = move || landing.recheck(transfer, bytes, &stopped);
+        Self { stop, thread: tokio::task::spawn_blocking(recheck) }
+    }
+
+    /// Returns whether what was kept is what the journal says.
+    pub(super) async fn is_good(&mut self) -> Result<bool, Error> {
+        let done = (&mut self.thread).await;
+        Ok(done.map_err(|err| Error::Internal(err.to_string()))??)
+    }
+}
+
+impl Drop for Recheck {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 
@@ -86,12 +145,20 @@ impl Written {
     /// Publishes it: see [`Landing::publish`]. Blocks.
     pub(super) fn publish(self, landing: &Landing) -> Result<(), LandingError> {
         match self {
-            Self::Partial(partial) => landing.publish(&partial),
-            Self::Small { attempt, data } => {
-                let mut partial = landing.begin(attempt, data.len() as u64)?;
-                landing.append(&mut partial, &data)?;
-                landing.publish(&partial)
+            Self::Partial(partial) => landing.publish(partial),
+            Self::Small { attempt, whole, data } => {
+                let mut partial = landing.begin(attempt, whole)?;
+                landing.append(&mut partial, &data, None)?;
+                landing.publish(partial)
             }
+        }
+    }
+
+    /// Puts it at rest until the next attempt, and returns how many bytes are kept. Blocks.
+    pub(super) fn rest(self, landing: &Landing) -> Result<u64, LandingError> {
+        match self {
+            Self::Partial(partial) => landing.rest(partial),
+            Self::Small { .. } => Ok(0),
         }
     }
 }

@@ -57,6 +57,10 @@ pub trait Disk: Send + Sync + 'static {
         file.sync_data()
     }
 
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        file.set_len(len)
+    }
+
     /// Renames, unless the new name is taken.
     fn rename(&self, old: (&OwnedFd, &str), new: (&OwnedFd, &str)) -> io::Result<()> {
         Ok(fs::renameat_with(old.0, old.1, new.0, new.1, RenameFlags::NOREPLACE)?)

@@ -58,8 +58,11 @@ fn begun(epoch: Epoch) -> Step {
 }
 
 fn finished(epoch: Epoch) -> Step {
-    let finish =
-        Finish { digest: Digest::from(blake3::hash(b"")), delivered: Delivered::Unchanged };
+    let finish = Finish {
+        digest: Digest::from(blake3::hash(b"")),
+        delivered: Delivered::Unchanged,
+        trusted_bytes: 0,
+    };
     Step::Finished { epoch, finish, received_bytes: 9 }
 }
 
@@ -133,12 +136,14 @@ fn check(transfer: &Transfer) {
 
 /// Where each step leads from each state, in the order of [`State::ALL`]: the letter of a state, or
 /// `.` where the step is refused.
-const TABLE: [(&str, &str); 22] = [
+const TABLE: [(&str, &str); 24] = [
     //                  QORVICFX
     ("claimed         ", "O...O..."),
     ("busy            ", ".Q......"),
     ("offer expired   ", ".Q......"),
     ("begun           ", ".RR....."),
+    ("kept            ", "QOR.I.F."),
+    ("restarted       ", ".OR....."),
     ("client lost     ", ".QI....."),
     ("server stopped  ", ".QI....."),
     ("server busy     ", ".QI....."),
@@ -166,6 +171,8 @@ fn row(step: &Step) -> &'static str {
         Step::Busy { .. } => "busy",
         Step::OfferExpired { .. } => "offer expired",
         Step::Begun { .. } => "begun",
+        Step::Kept { .. } => "kept",
+        Step::Restarted { .. } => "restarted",
         Step::Broken { cause: Cause::ClientLost, .. } => "client lost",
         Step::Broken { cause: Cause::ServerStopped, .. } => "server stopped",
         Step::Broken { cause: Cause::ServerBusy, .. } => "server busy",
@@ -207,6 +214,8 @@ fn steps_of(epoch: Epoch) -> Vec<Step> {
         Step::Busy { epoch },
         Step::OfferExpired { epoch },
         begun(epoch),
+        Step::Kept { epoch, kept_bytes: 77 },
+        Step::Restarted { epoch, detail: "another source".to_owned() },
         broken(epoch, Cause::ClientLost),
         broken(epoch, Cause::ServerStopped),
         broken(epoch, Cause::ServerBusy),
@@ -219,6 +228,11 @@ fn steps_of(epoch: Epoch) -> Vec<Step> {
         Step::Unpublished { epoch, cause: Cause::ServerStopped },
         Step::Published { epoch },
     ]
+}
+
+/// Whether it leads anywhere; the others only note what is kept.
+fn acts(step: &Step) -> bool {
+    !matches!(step, Step::Kept { .. } | Step::Restarted { .. })
 }
 
 fn all_steps(epoch: Epoch) -> Vec<Step> {
@@ -521,7 +535,7 @@ fn a_retry_starts_over_with_the_same_id_and_a_new_deadline() {
     assert!(again.due() <= Some(now.at));
     // An attempt of the life before can do nothing in this one.
     assert_eq!(again.epoch, failed.epoch);
-    for step in steps_of(failed.epoch) {
+    for step in steps_of(failed.epoch).into_iter().filter(acts) {
         assert_eq!(again.apply(&step, now), Err(StepError::WrongState(State::Queued)));
     }
     assert!(take_at(&again, &claimed(), LATER * 5).epoch > failed.epoch);
@@ -539,7 +553,7 @@ fn a_paused_transfer_waits_until_it_is_resumed() {
             let refused = StepError::WrongState(paused.state);
             assert_eq!(paused.apply(&step, after(LATER)), Err(refused));
         }
-        for step in steps_of(Epoch(2)) {
+        for step in steps_of(Epoch(2)).into_iter().filter(acts) {
             assert!(paused.apply(&step, after(SOON)).is_err(), "{step:?}");
         }
 
@@ -589,6 +603,45 @@ fn a_record_of_a_version_without_caps_has_none() {
 
 // === Random lives ===
 
+#[test]
+fn an_attempt_that_adds_durable_bytes_is_not_barren() {
+    let mut transfer = in_state(State::Receiving);
+    for attempt in 0..3 * u64::from(limits::ATTEMPTS_MAX) {
+        let epoch = transfer.epoch;
+        if attempt % 3 == 0 {
+            let kept_bytes = transfer.kept_bytes + 1;
+            transfer = take(&transfer, &Step::Kept { epoch, kept_bytes });
+        }
+        transfer = take(&transfer, &broken(epoch, failed(FailReason::Io)));
+        assert_eq!(transfer.state, State::Interrupted, "attempt {attempt}");
+        assert_eq!(u64::from(transfer.attempts_barren), attempt % 3 + 1);
+        transfer = take_at(&transfer, &claimed(), LATER * 5);
+        transfer = take_at(&transfer, &begun(transfer.epoch), LATER * 5);
+    }
+    // Less than before is no progress.
+    let kept = Step::Kept { epoch: transfer.epoch, kept_bytes: 1 };
+    assert_eq!(take(&transfer, &kept).attempts_barren, transfer.attempts_barren);
+}
+
+#[test]
+fn what_is_kept_goes_with_a_cancel_a_wrong_root_and_a_restart() {
+    let kept = |state| Transfer { kept_bytes: 7, ..in_state(state) };
+    let epoch = Epoch(2);
+    let cancelled = take(&kept(State::Interrupted), &Step::Cancelled { received_bytes: 0 });
+    assert_eq!(cancelled.kept_bytes, 0);
+    assert_eq!(take(&kept(State::Verifying), &Step::Mismatched { epoch }).kept_bytes, 0);
+    assert_eq!(take(&kept(State::Verifying), &Step::Published { epoch }).kept_bytes, 0);
+    let detail = "another inode".to_owned();
+    let restarted = take(&kept(State::Offered), &Step::Restarted { epoch, detail });
+    assert_eq!(restarted.kept_bytes, 0);
+    assert_eq!(restarted.restart_detail.as_deref(), Some("another inode"));
+    // A pause keeps it, and so does the next offer, with its source and its beginning.
+    let paused = take(&kept(State::Receiving), &Step::Paused { received_bytes: 0 });
+    let offered = take(&take(&paused, &Step::Resumed), &claimed());
+    assert_eq!((offered.kept_bytes, offered.started), (7, paused.started));
+    assert_eq!(offered.file, paused.file);
+}
+
 /// A step that may be of an older or a future attempt, and how long after the one before.
 fn random_step() -> impl Strategy<Value = (usize, i64, u64)> {
     let epoch_off = prop_oneof![18 => Just(0), 1 => Just(-1i64), 1 => Just(1i64)];
@@ -637,7 +690,9 @@ proptest! {
             if claims {
                 attempt.clear();
             }
-            attempt.push(row(&step));
+            if acts(&step) {
+                attempt.push(row(&step));
+            }
             if transfer.state.is_final() && next.state != transfer.state {
                 prop_assert!(matches!(step, Step::Retried));
                 prop_assert!(transfer.state != State::Complete);

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::{
-    Command, FromClient, FromServer, Header, Hello, Outcome, PROTOCOL, Report, Upload,
+    Command, FromClient, FromServer, Header, Hello, Outcome, PROTOCOL, Report, Resume, Upload,
     UploadProgress, Verdict, WireError,
 };
 use crate::{
+    chunk::{Prefix, Value},
     ids::{AttemptId, Digest, Epoch, InstanceId, SessionEpoch, bounded},
     limits,
     rate::Rate,
@@ -157,8 +158,21 @@ impl TryFrom<proto::DownloadCommand> for Command {
         // A cap that is out of bounds is no reason to have none.
         let rate_max = command.max_rate.clamp(limits::RATE_MIN_BYTES, limits::RATE_MAX_BYTES);
         let rate_max = Rate::try_from(rate_max).ok().filter(|_| command.max_rate > 0);
-        Ok(Self { attempt: command.attempt.try_into()?, path, consistency, size_max, rate_max })
+        // Nor is one that cannot be: everything may always be sent.
+        let resume = command.resume.as_ref().and_then(resume);
+        let attempt = command.attempt.try_into()?;
+        Ok(Self { attempt, path, consistency, size_max, rate_max, resume })
     }
+}
+
+/// Returns what the server keeps, if it is what this version goes on with: one range, from zero.
+fn resume(message: &proto::Resume) -> Option<Resume> {
+    let fingerprint = message.fingerprint?.into();
+    let [range] = message.ranges.as_slice() else { return None };
+    let kept = range.range.as_ref().filter(|range| range.offset == 0)?.length;
+    let values = range.subtree_values.iter().map(|value| Value::try_from(value.as_ref()).ok());
+    let kept = Prefix::from_values(kept, values.collect::<Option<_>>()?).ok()?;
+    (!kept.is_empty()).then_some(Resume { fingerprint, kept })
 }
 
 impl TryFrom<proto::UploadFileRequest> for Upload {
@@ -184,7 +198,11 @@ impl TryFrom<proto::UploadFileRequest> for Upload {
                 };
                 Self::Finish {
                     size: finish.size,
-                    finish: Finish { digest: Digest::from_bytes(&finish.digest)?, delivered },
+                    finish: Finish {
+                        digest: Digest::from_bytes(&finish.digest)?,
+                        delivered,
+                        trusted_bytes: finish.trusted_bytes,
+                    },
                     fingerprint: finish
                         .fingerprint
                         .ok_or(WireError::Missing("fingerprint"))?
@@ -200,19 +218,24 @@ impl TryFrom<proto::Header> for Header {
 
     fn try_from(header: proto::Header) -> Result<Self, WireError> {
         let range = header.range.ok_or(WireError::Missing("range"))?;
-        // Several files in a call, and other ranges than the whole file, are foreseen.
+        // Several files in a call, and other ranges than the rest of the file, are foreseen.
         if header.file != 0 {
             return Err(WireError::Range("file"));
         }
-        if range.offset != 0 || range.length != header.size {
+        let is_rest = range.offset.checked_add(range.length) == Some(header.size);
+        let is_begun = range.offset > 0;
+        let is_aligned = range.offset.is_multiple_of(limits::CHUNK_BYTES as u64);
+        if !is_rest || !is_aligned || (is_begun && range.length == 0) {
             return Err(WireError::Range("range"));
         }
         Ok(Self {
             attempt: header.attempt.try_into()?,
             instance: InstanceId::from_bytes(&header.instance_id)?,
+            offset: range.offset,
             size: header.size,
             fingerprint: header.fingerprint.ok_or(WireError::Missing("fingerprint"))?.into(),
             path: bounded(header.path, limits::PATH_BYTES_MAX),
+            restart_detail: bounded(header.restart_detail, limits::DETAIL_BYTES_MAX),
         })
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Command, FromClient, FromServer, Hello, Outcome, PROTOCOL, Report, Upload, UploadProgress,
-    Verdict,
+    Command, FromClient, FromServer, Hello, Outcome, PROTOCOL, Report, Resume, Upload,
+    UploadProgress, Verdict,
 };
 use crate::{
     ids::AttemptId,
@@ -182,9 +182,20 @@ impl From<Command> for proto::DownloadCommand {
             path: command.path.ok().flatten().map(String::from).unwrap_or_default(),
             consistency: proto::Consistency::from(command.consistency).into(),
             size_max: command.size_max,
-            resume: None,
+            resume: command.resume.map(Into::into),
             max_rate: command.rate_max.map(Rate::bytes_per_second).unwrap_or_default(),
         }
+    }
+}
+
+impl From<Resume> for proto::Resume {
+    fn from(resume: Resume) -> Self {
+        let values = resume.kept.values().iter().map(|value| Bytes::copy_from_slice(value));
+        let range = proto::KeptRange {
+            range: Some(proto::Range { offset: 0, length: resume.kept.bytes() }),
+            subtree_values: values.collect(),
+        };
+        Self { fingerprint: Some(resume.fingerprint.into()), ranges: vec![range] }
     }
 }
 
@@ -196,10 +207,14 @@ impl From<Upload> for proto::UploadFileRequest {
                 attempt: Some(header.attempt.into()),
                 instance_id: Bytes::copy_from_slice(header.instance.as_bytes()),
                 file: 0,
-                range: Some(proto::Range { offset: 0, length: header.size }),
+                range: Some(proto::Range {
+                    offset: header.offset,
+                    length: header.size - header.offset,
+                }),
                 size: header.size,
                 fingerprint: Some(header.fingerprint.into()),
                 path: header.path,
+                restart_detail: header.restart_detail,
             }),
             Upload::Chunk { offset, crc32c, data } => {
                 Body::Chunk(proto::Chunk { offset, crc32c, data })
@@ -214,6 +229,7 @@ impl From<Upload> for proto::UploadFileRequest {
                 digest: Bytes::copy_from_slice(finish.digest.as_bytes()),
                 fingerprint: Some(fingerprint.into()),
                 delivered: proto::Delivered::from(finish.delivered).into(),
+                trusted_bytes: finish.trusted_bytes,
             }),
         };
         Self { body: Some(body) }

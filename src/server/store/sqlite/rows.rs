@@ -17,7 +17,7 @@ use crate::{
 /// What [`transfer`] reads: a transfer with its file. Every one has a file; `LEFT` makes SQLite
 /// begin with transfers, which have the indexes.
 pub(super) const TRANSFER: &str = "SELECT t.*, f.path AS opened_path, f.size_bytes, \
-    f.fingerprint, f.digest, f.delivered, f.content \
+    f.fingerprint, f.digest, f.delivered, f.content, f.trusted_bytes \
     FROM transfers t LEFT JOIN files f ON f.transfer_id = t.id AND f.file_index = 0";
 
 /// What [`client`] reads: a client with its counts.
@@ -52,6 +52,8 @@ pub(super) fn transfer(row: &SqliteRow) -> Result<Transfer, StoreError> {
         mismatches: small(row, "mismatches")?,
         file: file(row)?,
         received_bytes: number(row, "received_bytes")?,
+        kept_bytes: number(row, "kept_bytes")?,
+        restart_detail: column(row, "restart_detail")?,
         started: moment_or_none(row, "started_ms")?,
         ended: moment_or_none(row, "ended_ms")?,
         finish: finish(row)?,
@@ -94,7 +96,8 @@ fn file(row: &SqliteRow) -> Result<Option<SourceFile>, StoreError> {
 
 fn finish(row: &SqliteRow) -> Result<Option<Finish>, StoreError> {
     let Some(digest) = word_or_none(row, "digest")? else { return Ok(None) };
-    Ok(Some(Finish { digest, delivered: word(row, "delivered")? }))
+    let trusted_bytes = number(row, "trusted_bytes")?;
+    Ok(Some(Finish { digest, delivered: word(row, "delivered")?, trusted_bytes }))
 }
 
 pub(super) fn client(row: &SqliteRow) -> Result<ClientRecord, StoreError> {
@@ -217,6 +220,8 @@ pub(super) fn outcome(step: &Step) -> Result<String, StoreError> {
         Step::Paused { .. } => "PAUSED",
         Step::Claimed { .. }
         | Step::Begun { .. }
+        | Step::Kept { .. }
+        | Step::Restarted { .. }
         | Step::Finished { .. }
         | Step::MadeDue
         | Step::Retried

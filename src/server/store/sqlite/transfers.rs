@@ -96,10 +96,11 @@ async fn insert(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<(), St
         "INSERT INTO transfers (revision, updated_ms, deadline_ms, state, epoch, instance,
             waiting_reason, waiting_since_ms, waiting_until_ms, due_ms, failure_reason,
             failure_last_reason, failure_detail, attempts, attempts_barren, source_changes,
-            mismatches, received_bytes, started_ms, ended_ms, id, client_id, operator,
-            request_id, path, consistency, created_ms, deadline_wait_ms, rate_max)
+            mismatches, received_bytes, started_ms, ended_ms, kept_bytes, restart_detail, id,
+            client_id, operator, request_id, path, consistency, created_ms, deadline_wait_ms,
+            rate_max)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-            $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29)",
+            $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)",
     );
     bind_progress(row, transfer)?
         .bind(transfer.id.to_string())
@@ -115,7 +116,7 @@ async fn insert(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<(), St
         .await?;
     let file = sqlx::query(
         "INSERT INTO files (path, size_bytes, fingerprint, digest, delivered, content,
-            transfer_id, file_index) VALUES ($1, $2, $3, $4, $5, $6, $7, 0)",
+            trusted_bytes, transfer_id, file_index) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0)",
     );
     bind_file(file, transfer)?.bind(transfer.id.to_string()).execute(tx).await?;
     Ok(())
@@ -240,8 +241,9 @@ async fn update(
             epoch = $5, instance = $6, waiting_reason = $7, waiting_since_ms = $8,
             waiting_until_ms = $9, due_ms = $10, failure_reason = $11, failure_last_reason = $12,
             failure_detail = $13, attempts = $14, attempts_barren = $15, source_changes = $16,
-            mismatches = $17, received_bytes = $18, started_ms = $19, ended_ms = $20
-         WHERE id = $21 AND revision = $22",
+            mismatches = $17, received_bytes = $18, started_ms = $19, ended_ms = $20,
+            kept_bytes = $21, restart_detail = $22
+         WHERE id = $23 AND revision = $24",
     );
     let row = bind_progress(row, after)?.bind(after.id.to_string());
     let done = row.bind(rows::big(before.revision)?).execute(&mut *tx).await?;
@@ -253,7 +255,8 @@ async fn update(
     {
         let file = sqlx::query(
             "UPDATE files SET path = $1, size_bytes = $2, fingerprint = $3, digest = $4,
-                delivered = $5, content = $6 WHERE transfer_id = $7 AND file_index = 0",
+                delivered = $5, content = $6, trusted_bytes = $7
+             WHERE transfer_id = $8 AND file_index = 0",
         );
         bind_file(file, after)?.bind(after.id.to_string()).execute(&mut *tx).await?;
     }
@@ -286,7 +289,7 @@ async fn update_attempt(
 
 type Statement<'q> = Query<'q, Sqlite, Arguments>;
 
-/// Binds `$1` to `$20`: what changes in a transfer's life.
+/// Binds `$1` to `$22`: what changes in a transfer's life.
 fn bind_progress<'q>(
     statement: Statement<'q>,
     transfer: &Transfer,
@@ -314,10 +317,12 @@ fn bind_progress<'q>(
         .bind(i64::from(transfer.mismatches))
         .bind(rows::big(transfer.received_bytes)?)
         .bind(rows::moment(transfer.started))
-        .bind(rows::moment(transfer.ended)))
+        .bind(rows::moment(transfer.ended))
+        .bind(rows::big(transfer.kept_bytes)?)
+        .bind(transfer.restart_detail.clone()))
 }
 
-/// Binds `$1` to `$6`: the file.
+/// Binds `$1` to `$7`: the file.
 fn bind_file<'q>(
     statement: Statement<'q>,
     transfer: &Transfer,
@@ -330,7 +335,8 @@ fn bind_file<'q>(
         .bind(file.map(|file| rows::json(&file.fingerprint)).transpose()?)
         .bind(rows::text_or_none(finish.map(|finish| &finish.digest))?)
         .bind(rows::text_or_none(finish.map(|finish| &finish.delivered))?)
-        .bind(rows::text(&transfer.content)?))
+        .bind(rows::text(&transfer.content)?)
+        .bind(rows::big(finish.map_or(0, |finish| finish.trusted_bytes))?))
 }
 
 // === Reading ===

@@ -1,0 +1,237 @@
+//! What outlives an attempt that broke: the chunks of a partial file that are on stable storage, as
+//! its journal says.
+//!
+//! One upload of a transfer runs at a time, and only whoever holds its place (`uploads`) touches its
+//! partial file: so neither name carries an epoch, and no other clean-up can meet it.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use rustix::fs::{self, Mode, OFlags};
+
+use super::{
+    Landing, LandingError,
+    journal::{self, Journal, Whole},
+    partial::{JOURNAL, Partial, journal_name},
+    remove,
+};
+use crate::{
+    chunk::{self, Prefix, Value},
+    ids::{AttemptId, TransferId},
+    limits,
+};
+
+/// What is durably held of a file that has not come whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kept {
+    pub whole: Whole,
+    pub prefix: Prefix,
+}
+
+impl Landing {
+    /// Goes on with what is kept of a transfer: with its first `offset` bytes, whose values are
+    /// returned too. `None` if so much of this very file is not there.
+    pub fn resume(
+        &self,
+        attempt: AttemptId,
+        whole: Whole,
+        offset: u64,
+    ) -> Result<Option<(Partial, Prefix)>, LandingError> {
+        let name = attempt.transfer.to_string();
+        let failed = |action, source| LandingError { action, name: name.clone(), source };
+        let Some(found) = self.look(attempt.transfer)? else { return Ok(None) };
+        let records = offset / limits::CHUNK_BYTES as u64;
+        let values = usize::try_from(records).ok().and_then(|n| found.values.get(..n));
+        let Some(values) = values.filter(|v| !v.is_empty() && found.header.whole == whole) else {
+            return Ok(None);
+        };
+        let dir = self.partial().map_err(|err| failed("open the directory of", err))?;
+        self.find_space(&dir, &name, whole.size - offset)?;
+        self.cut(attempt.transfer, &found, records)?;
+        self.disk
+            .reserve(&found.data, whole.size)
+            .map_err(|err| failed("reserve space for", err))?;
+        let journal = Journal::resume(found.journal, found.header, records);
+        let partial = Partial::resume(found.data, attempt, (whole, offset), dir, journal);
+        Ok(Some((partial, journal::prefix(values))))
+    }
+
+    /// Ends the writing of a partial file whose attempt broke, and returns how many bytes of it are
+    /// kept. Space that was reserved for the rest is free again.
+    pub fn rest(&self, mut partial: Partial) -> Result<u64, LandingError> {
+        let transfer = partial.attempt.transfer;
+        match self.journal_rest(&mut partial) {
+            // What is in the journal was durable before the disk was full.
+            Err(err) if !err.is_full() => {
+                self.discard_after(transfer, &err);
+                return Err(err);
+            }
+            _ => drop(partial),
+        }
+        self.settle_partial(transfer)
+    }
+
+    /// Brings what is left of a transfer in line with its journal, and returns how many bytes are
+    /// kept. What cannot be believed is removed.
+    pub fn settle_partial(&self, transfer: TransferId) -> Result<u64, LandingError> {
+        let Some(found) = self.look(transfer)? else { return Ok(0) };
+        let records = found.values.len() as u64;
+        self.cut(transfer, &found, records)?;
+        Ok(records * limits::CHUNK_BYTES as u64)
+    }
+
+    /// Returns what is kept of a transfer.
+    pub fn kept(&self, transfer: TransferId) -> Result<Option<Kept>, LandingError> {
+        let found = self.look(transfer)?;
+        Ok(found.map(|found| Kept {
+            whole: found.header.whole,
+            prefix: journal::prefix(&found.values),
+        }))
+    }
+
+    /// Reads the first `bytes` bytes that are kept of a transfer again, and returns whether they
+    /// are what the journal says. Ends early once `stop` is set.
+    pub fn recheck(
+        &self,
+        transfer: TransferId,
+        bytes: u64,
+        stop: &AtomicBool,
+    ) -> Result<bool, LandingError> {
+        let name = transfer.to_string();
+        let failed = |action, source| LandingError { action, name: name.clone(), source };
+        let Some(found) = self.look(transfer)? else { return Ok(false) };
+        let mut buffer = vec![0; limits::CHUNK_BYTES];
+        let mut offset = 0;
+        for value in &found.values {
+            if offset >= bytes || stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let read = found.data.read_exact_at(&mut buffer, offset);
+            read.map_err(|err| failed("read again", err))?;
+            if chunk::value(offset, &buffer) != *value {
+                return Ok(false);
+            }
+            offset += buffer.len() as u64;
+        }
+        if offset >= bytes {
+            self.inherited().remove(&transfer);
+        }
+        Ok(true)
+    }
+
+    /// Whether what is kept of a transfer was found at the start of this process, and has not been
+    /// read again since.
+    pub fn is_inherited(&self, transfer: TransferId) -> bool {
+        self.inherited().contains(&transfer)
+    }
+
+    /// Removes what there is of a transfer that has not been published.
+    pub fn discard(&self, transfer: TransferId) -> Result<(), LandingError> {
+        self.inherited().remove(&transfer);
+        let name = transfer.to_string();
+        let dir = self.partial().map_err(|source| LandingError {
+            action: "open the directory of",
+            name: name.clone(),
+            source,
+        })?;
+        // The journal first: data without one is nothing.
+        remove(self.disk.as_ref(), &dir, &journal_name(transfer))?;
+        remove(self.disk.as_ref(), &dir, &name)
+    }
+
+    /// Removes what cannot be used after a failure for another reason, which is the one to tell.
+    pub(super) fn discard_after(&self, transfer: TransferId, cause: &LandingError) {
+        if let Err(err) = self.discard(transfer) {
+            tracing::error!(error = %err, cause = %cause, "could not remove a partial file");
+        }
+    }
+
+    /// Returns the transfers of which there are partial files. What has another name is removed.
+    pub fn partials(&self) -> Result<Vec<TransferId>, LandingError> {
+        let dir = self.partial().map_err(|source| LandingError {
+            action: "open",
+            name: super::PARTIAL.to_owned(),
+            source,
+        })?;
+        let mut found = Vec::new();
+        for name in self.names(&dir)? {
+            match name.strip_suffix(JOURNAL).unwrap_or(&name).parse() {
+                Ok(transfer) => found.push(transfer),
+                Err(_) => remove(self.disk.as_ref(), &dir, &name)?,
+            }
+        }
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Takes note that what is kept of a transfer is from an earlier process.
+    pub fn inherit(&self, transfer: TransferId) {
+        self.inherited().insert(transfer);
+    }
+
+    /// Opens what is kept of a transfer, if it can be believed; else it is removed.
+    fn look(&self, transfer: TransferId) -> Result<Option<Found>, LandingError> {
+        let name = transfer.to_string();
+        let failed = |action, source| LandingError { action, name: name.clone(), source };
+        let dir = self.partial().map_err(|err| failed("open the directory of", err))?;
+        let open = |name: &str| {
+            let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match fs::openat(&dir, name, flags, Mode::empty()) {
+                Ok(file) => Ok(Some(File::from(file))),
+                Err(rustix::io::Errno::NOENT) => Ok(None),
+                Err(err) => Err(failed("open what is kept of", err.into())),
+            }
+        };
+        let (data, journal) = (open(&name)?, open(&journal_name(transfer))?);
+        let (Some(data), Some(journal)) = (data, journal) else {
+            self.discard(transfer)?;
+            return Ok(None);
+        };
+        let why = match journal::read(&journal) {
+            Ok((header, values)) => {
+                let len = data.metadata().map_err(|err| failed("look at", err))?.len();
+                if !values.is_empty() && len >= values.len() as u64 * limits::CHUNK_BYTES as u64 {
+                    return Ok(Some(Found { data, journal, header, values }));
+                }
+                "its data is shorter than its journal, or nothing is in that".to_owned()
+            }
+            Err(journal::ReadError::Damaged(why)) => why.to_owned(),
+            Err(journal::ReadError::Io(err)) => {
+                return Err(failed("read the journal of", err));
+            }
+        };
+        tracing::warn!(transfer_id = %transfer, why, "nothing is kept of a partial file");
+        self.discard(transfer)?;
+        Ok(None)
+    }
+
+    /// Cuts off what is beyond so many chunks. The journal first: it must never say more than there
+    /// is.
+    fn cut(&self, transfer: TransferId, found: &Found, records: u64) -> Result<(), LandingError> {
+        let failed = |source| LandingError {
+            action: "cut off the end of",
+            name: transfer.to_string(),
+            source,
+        };
+        let disk = self.disk.as_ref();
+        let end = journal::end_of(records);
+        if found.journal.metadata().map_err(failed)?.len() != end {
+            disk.truncate(&found.journal, end).map_err(failed)?;
+            disk.sync_data(&found.journal).map_err(failed)?;
+        }
+        // Even to the same length: it frees what was reserved beyond.
+        disk.truncate(&found.data, records * limits::CHUNK_BYTES as u64).map_err(failed)
+    }
+}
+
+/// A partial file and its journal, open.
+struct Found {
+    data: File,
+    journal: File,
+    header: journal::Header,
+    values: Vec<Value>,
+}
