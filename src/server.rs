@@ -114,7 +114,12 @@ impl Server {
     /// Serves until the shutdown drains and everything has ended, or its time is up. Returns
     /// whether everything ended by itself.
     pub async fn serve(self, listener: TcpListener) -> Result<bool, ServeError> {
-        self.coordinator.repair().await.map_err(ServeError::Repair)?;
+        tokio::select! {
+            biased;
+            repaired = self.coordinator.repair() => repaired.map_err(ServeError::Repair)?,
+            // What is not repaired yet is, at the next start.
+            () = self.shutdown.draining().cancelled() => return Ok(true),
+        }
         let address = listener.local_addr().map_err(ServeError::Listener)?;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<FileTransferServer>().await;

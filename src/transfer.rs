@@ -91,6 +91,10 @@ pub enum WaitingReason {
     Paused,
     ClientPolicyWindow,
     Draining,
+    /// Nothing comes of an upload although its client is there.
+    Stalled,
+    /// Its command is about to go out.
+    Due,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -457,3 +457,28 @@ fn forge_fingerprint(journal: &std::path::Path, file: &fs::File) {
     header[124..].copy_from_slice(&crc.to_le_bytes());
     journal.write_all_at(&header, 0).expect("written");
 }
+
+#[tokio::test]
+#[ignore = "test-all: waits until an upload counts as stalled"]
+async fn an_upload_that_stands_still_is_flagged_while_its_client_is_there() {
+    let server = TestServer::start().await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let id = server.trigger("client-1", "/raw").await.id;
+    let attempt = session.command().await.attempt;
+    let data = bytes(3 * CHUNK_BYTES, 15);
+    let header = session.header(attempt, &data);
+    let mut raw = RawUpload::open(server.address).await;
+    raw.send(Upload::Header(header.clone())).await;
+    raw.send(chunks(&data).remove(0)).await;
+    let begun = server.shown(&id, |t| t.bytes_done == MIB).await;
+    assert!(begun.waiting.is_none());
+
+    let why = |t: &proto::Transfer| t.waiting.as_ref().map(proto::Waiting::reason);
+    let stalled = server.shown(&id, |t| why(t) == Some(WaitingReason::Stalled)).await;
+    assert_eq!(stalled.state(), State::Receiving);
+    drop(session);
+    server.shown(&id, |t| why(t) == Some(WaitingReason::ClientOffline)).await;
+
+    raw.send(chunks(&data).remove(1)).await;
+    server.shown(&id, |t| t.waiting.is_none()).await;
+}

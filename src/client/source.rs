@@ -89,7 +89,7 @@ impl OpenFile {
 
     /// Asks the file system again.
     pub(super) fn fingerprint_now(&self) -> io::Result<Fingerprint> {
-        Ok(fingerprint(&rustix::fs::fstat(&self.file)?))
+        Ok(fingerprint(&self.file, &rustix::fs::fstat(&self.file)?))
     }
 }
 
@@ -184,11 +184,8 @@ impl Source {
         if self.state_dir.owns(&stat).map_err(SourceError::Io)? {
             return Err(SourceError::Denied(Denied::OwnState));
         }
-        Ok(OpenFile {
-            file: fd.into(),
-            path: path.as_str().to_owned(),
-            fingerprint: fingerprint(&stat),
-        })
+        let fingerprint = fingerprint(&fd, &stat);
+        Ok(OpenFile { file: fd.into(), path: path.as_str().to_owned(), fingerprint })
     }
 
     /// Looks first, so that what is no regular file is not even opened; and checks what was opened,
@@ -296,12 +293,14 @@ const KERNEL_FILE_SYSTEMS: [u32; 16] = [
     0x6e73_6673, // nsfs
 ];
 
-fn fingerprint(stat: &Stat) -> Fingerprint {
+fn fingerprint(file: impl AsFd, stat: &Stat) -> Fingerprint {
+    // The file system's own id: device numbers may be others after a reboot. Some have none.
+    let id = rustix::fs::fstatvfs(file).map_or(0, |system| system.f_fsid);
     let nanos = |s: i64, ns: u64| {
         s.saturating_mul(1_000_000_000).saturating_add(i64::try_from(ns).unwrap_or(0))
     };
     Fingerprint {
-        device: stat.st_dev,
+        device: if id == 0 { stat.st_dev } else { id },
         inode: stat.st_ino,
         size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
         mtime_ns: nanos(stat.st_mtime, stat.st_mtime_nsec),

@@ -52,7 +52,8 @@ pub(super) fn waiting(transfer: &Transfer, last_seen: Option<SystemTime>) -> Opt
     let waiting = transfer.waiting.as_ref()?;
     let client = clean(&transfer.client_id);
     let why = match waiting.reason() {
-        WaitingReason::Unspecified => return None,
+        // For a moment only.
+        WaitingReason::Unspecified | WaitingReason::Due => return None,
         WaitingReason::Paused => {
             return Some(format!("paused: `fts resume {}` goes on", clean(&transfer.id)));
         }
@@ -68,6 +69,7 @@ pub(super) fn waiting(transfer: &Transfer, last_seen: Option<SystemTime>) -> Opt
         },
         WaitingReason::ServerDiskLow => "the server's disk is almost full".to_owned(),
         WaitingReason::Throttled => "a cap on the rate holds it back".to_owned(),
+        WaitingReason::Stalled => "nothing comes, although the client is there".to_owned(),
         WaitingReason::ClientPolicyWindow => {
             format!("the policy of client {client} allows it only at certain hours")
         }

@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicI64, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -15,13 +15,38 @@ use bytes::Bytes;
 use http::Request;
 use http_body::{Frame, SizeHint};
 
-/// How many bytes of a request's body have come. Clones count the same.
-#[derive(Debug, Clone, Default)]
-pub struct Arrived(Arc<AtomicU64>);
+use crate::ids::UnixMs;
+
+/// How many bytes of a request's body have come, and when the last. Clones count the same.
+#[derive(Debug, Clone)]
+pub struct Arrived(Arc<Counts>);
+
+#[derive(Debug)]
+struct Counts {
+    bytes: AtomicU64,
+    last_ms: AtomicI64,
+}
+
+impl Default for Arrived {
+    fn default() -> Self {
+        let last_ms = AtomicI64::new(UnixMs::now().0);
+        Self(Arc::new(Counts { bytes: AtomicU64::new(0), last_ms }))
+    }
+}
 
 impl Arrived {
     pub fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Returns when the last bytes came.
+    pub fn last(&self) -> UnixMs {
+        UnixMs(self.0.last_ms.load(Ordering::Relaxed))
+    }
+
+    fn note(&self, bytes: u64) {
+        self.0.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.0.last_ms.store(UnixMs::now().0, Ordering::Relaxed);
     }
 }
 
@@ -47,7 +72,7 @@ impl http_body::Body for Counted {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
         if let Some(data) = frame.as_ref().and_then(|f| f.as_ref().ok()?.data_ref()) {
-            self.arrived.0.fetch_add(data.len() as u64, Ordering::Relaxed);
+            self.arrived.note(data.len() as u64);
         }
         Poll::Ready(frame)
     }

@@ -55,6 +55,7 @@ pub async fn receive(
         return Err(out_of_order("an upload begins with its Header"));
     };
     let Begun { entered, transfer, unrecorded } = coordinator.begin(&header).await?;
+    entered.watch(arrived.clone());
     let span = tracing::Span::current();
     span.record("transfer_id", tracing::field::display(transfer.id));
     let _active = coordinator.metrics.upload_began();

@@ -20,7 +20,10 @@ async fn tend_records(coordinator: &Arc<Coordinator>) {
     loop {
         note(tokio::select! {
             () = coordinator.shutdown.draining().cancelled() => return,
-            _ = sweep.tick() => coordinator.sweep().await,
+            _ = sweep.tick() => {
+                coordinator.look_for_stalls();
+                coordinator.sweep().await
+            }
             _ = due.tick() => coordinator.ring_due().await,
             _ = seen.tick() => coordinator.flush_seen().await,
         });

@@ -82,7 +82,7 @@ fn receipt(header: &Header, received: Received) -> Receipt {
     Receipt {
         attempt: Some(header.attempt.into()),
         file: 0,
-        range: Some(Range { offset: 0, length: header.size }),
+        range: Some(Range { offset: header.offset, length: header.size - header.offset }),
         status: status.into(),
         size: header.size,
         digest,

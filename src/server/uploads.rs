@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
@@ -12,9 +12,13 @@ use std::{
 
 use tokio_util::sync::CancellationToken;
 
-use super::places::{Place, Places};
+use super::{
+    arrived::Arrived,
+    places::{Place, Places},
+};
 use crate::{
-    ids::{AttemptId, ClientId, Epoch, TransferId},
+    ids::{AttemptId, ClientId, Epoch, TransferId, UnixMs},
+    limits,
     transfer::Cause,
 };
 
@@ -41,6 +45,10 @@ pub struct Upload {
     cause: Mutex<Option<Cause>>,
     /// Fires when it has let go of its partial file.
     pub ended: CancellationToken,
+    /// What has come, and when.
+    arrived: OnceLock<Arrived>,
+    /// It was told in the log that it stands still.
+    told_stalled: AtomicBool,
     /// Of the file, with what was there when it began.
     done_bytes: AtomicU64,
     /// By this upload.
@@ -152,10 +160,28 @@ impl Upload {
             replaced: AtomicBool::new(false),
             cause: Mutex::default(),
             ended: CancellationToken::new(),
+            arrived: OnceLock::new(),
+            told_stalled: AtomicBool::new(false),
             done_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
             rate: Mutex::new(Rate { since: Instant::now(), bytes: 0, average: None }),
         }
+    }
+
+    /// Looks from now on at what has arrived of it.
+    pub fn watch(&self, arrived: Arrived) {
+        drop(self.arrived.set(arrived));
+    }
+
+    /// Returns since when nothing has come, if that is long ago.
+    pub fn stalled_since(&self, now: UnixMs) -> Option<UnixMs> {
+        let last = self.arrived.get()?.last();
+        (now.since(last) >= limits::STALLED_AFTER).then_some(last)
+    }
+
+    /// Notes whether it stands still; returns whether that is news, and bad.
+    pub fn note_stalled(&self, is_stalled: bool) -> bool {
+        !self.told_stalled.swap(is_stalled, Ordering::Relaxed) && is_stalled
     }
 
     /// Notes that the upload goes on at byte `offset`.
@@ -251,6 +277,10 @@ mod tests {
     use super::*;
     use crate::ids::Epoch;
 
+    fn attempt() -> AttemptId {
+        AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) }
+    }
+
     #[test]
     fn a_newer_attempt_stops_the_older_one_and_never_the_reverse() {
         let uploads = Arc::new(Uploads::new(2));
@@ -276,7 +306,6 @@ mod tests {
     fn more_than_there_are_places_for_are_refused_and_a_second_call_inherits_its_place() {
         let uploads = Arc::new(Uploads::new(1));
         let client: ClientId = "c".parse().expect("an id");
-        let attempt = || AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) };
         let one = attempt();
         let entered = uploads.enter(one, &client).expect("free");
         assert_eq!(uploads.enter(attempt(), &client).expect_err("full").0, Occupied::Full);
@@ -287,5 +316,41 @@ mod tests {
         let entered = uploads.enter(one, &client).expect("its place");
         drop(entered);
         uploads.enter(attempt(), &client).expect("free");
+    }
+
+    #[test]
+    fn an_upload_of_which_nothing_comes_is_stalled_until_something_does() {
+        let uploads = Arc::new(Uploads::new(1));
+        let client: ClientId = "c".parse().expect("an id");
+        let entered = uploads.enter(attempt(), &client).expect("free");
+        let now = UnixMs::now();
+        assert_eq!(entered.stalled_since(now.plus(limits::STALLED_AFTER)), None, "not begun");
+
+        entered.watch(Arrived::default());
+
+        assert_eq!(entered.stalled_since(now), None);
+        let later = now.plus(limits::STALLED_AFTER * 2);
+        let since = entered.stalled_since(later).expect("nothing came");
+        assert!(since >= now && since < now.plus(limits::STALLED_AFTER));
+        assert!(entered.note_stalled(true));
+        assert!(!entered.note_stalled(true), "told once");
+        assert!(!entered.note_stalled(false));
+        assert!(entered.note_stalled(true), "and when it happens again");
+    }
+
+    #[test]
+    fn a_transfer_that_is_held_begins_no_upload_until_it_is_let_go() {
+        let uploads = Arc::new(Uploads::new(1));
+        let client: ClientId = "c".parse().expect("an id");
+        let attempt = attempt();
+        let held = uploads.hold(attempt.transfer).expect("free");
+        assert!(uploads.hold(attempt.transfer).is_none());
+        assert_eq!(uploads.count(), 0, "it is no upload");
+        let (why, ended) = uploads.enter(attempt, &client).expect_err("held");
+        assert_eq!(why, Occupied::Stopping);
+        drop(held);
+        assert!(ended.is_cancelled());
+        let _entered = uploads.enter(attempt, &client).expect("free again");
+        assert!(uploads.hold(attempt.transfer).is_none(), "an upload runs");
     }
 }

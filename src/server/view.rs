@@ -22,8 +22,8 @@ pub enum Presence {
 #[derive(Debug, Clone, PartialEq)]
 pub struct TransferView {
     pub transfer: Transfer,
-    /// Set in QUEUED and INTERRUPTED, but for the moment before a command goes out, and in
-    /// RECEIVING while a cap holds it back; `transfer.waiting` is only what the record knows.
+    /// Set in QUEUED and INTERRUPTED, and in RECEIVING while a cap holds it back or nothing comes;
+    /// `transfer.waiting` is only what the record knows.
     pub waiting: Option<Waiting>,
     /// Bytes of the current attempt.
     pub done_bytes: u64,

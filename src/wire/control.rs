@@ -217,6 +217,8 @@ impl From<WaitingReason> for proto::WaitingReason {
             WaitingReason::Backoff => Self::Backoff,
             WaitingReason::ServerDiskLow => Self::ServerDiskLow,
             WaitingReason::Throttled => Self::Throttled,
+            WaitingReason::Stalled => Self::Stalled,
+            WaitingReason::Due => Self::Due,
             WaitingReason::Paused => Self::Paused,
             WaitingReason::ClientPolicyWindow => Self::ClientPolicyWindow,
             WaitingReason::Draining => Self::Draining,

@@ -16,14 +16,15 @@ impl Coordinator {
     pub async fn repair(self: &Arc<Self>) -> Result<(), Error> {
         let states = vec![State::Offered, State::Receiving, State::Verifying];
         let filter = TransferFilter { client: None, states };
-        // Each step takes its transfer out of these states, so the first page is always the rest.
+        let mut before = None;
         loop {
-            let page = self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await?;
-            if page.is_empty() {
-                break;
+            let page = self.store.transfers(&filter, before, limits::PAGE_SIZE_MAX).await?;
+            for transfer in &page {
+                self.repair_attempt(transfer).await?;
             }
-            for transfer in page {
-                self.repair_attempt(&transfer).await?;
+            before = page.last().map(|transfer| transfer.id);
+            if before.is_none() {
+                break;
             }
         }
         let (kept, dropped) = self.settle_partials().await?;

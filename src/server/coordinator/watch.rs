@@ -63,10 +63,8 @@ impl Coordinator {
     /// Says why a transfer does not move. The record knows of pauses; who is there is known only
     /// here.
     fn waiting(&self, transfer: &Transfer) -> Option<Waiting> {
-        if transfer.state.is_outstanding() && self.is_uploading(attempt_of(transfer)) {
-            let since = self.throttled_since(transfer)?;
-            let reason = WaitingReason::Throttled;
-            return Some(Waiting { reason, since, next_attempt: None });
+        if transfer.state.is_outstanding() {
+            return self.held_back(transfer);
         }
         if !transfer.state.is_waiting() {
             return None;
@@ -91,8 +89,38 @@ impl Coordinator {
             Some(w) if w.next_attempt.is_some_and(|next| next > now) => because(w.reason),
             _ if session.is_server_full() => because(WaitingReason::ServerBusy),
             _ if session.is_full() => because(WaitingReason::ClientBusy),
-            // It is due, and the client is there: the command is about to go out.
-            _ => None,
+            _ => because(WaitingReason::Due),
+        }
+    }
+
+    /// Says why an upload that runs does not move as it could.
+    fn held_back(&self, transfer: &Transfer) -> Option<Waiting> {
+        let upload =
+            self.uploads.find(transfer.id).filter(|u| u.attempt == attempt_of(transfer))?;
+        let because = |reason, since| Some(Waiting { reason, since, next_attempt: None });
+        if transfer.state == State::Receiving
+            && let Some(since) = upload.stalled_since(UnixMs::now())
+        {
+            let is_here = self.sessions.find(&transfer.client).is_some();
+            let reason =
+                if is_here { WaitingReason::Stalled } else { WaitingReason::ClientOffline };
+            return because(reason, since);
+        }
+        because(WaitingReason::Throttled, self.throttled_since(transfer)?)
+    }
+
+    /// Tells of uploads that have come to stand still.
+    pub fn look_for_stalls(&self) {
+        let now = UnixMs::now();
+        for upload in self.uploads.all() {
+            let since = upload.stalled_since(now);
+            if upload.note_stalled(since.is_some()) {
+                tracing::warn!(
+                    transfer_id = %upload.attempt.transfer, epoch = upload.attempt.epoch.0,
+                    client_id = upload.client().map(ClientId::as_str), done = upload.done_bytes(),
+                    "an upload stands still: the client, its disk, the way, or our disk hangs"
+                );
+            }
         }
     }
 
@@ -286,7 +314,8 @@ impl Watcher {
                 && self.query.client.as_ref().is_none_or(|client| Some(client) == upload.client());
             let session = upload.client().and_then(|client| self.coordinator.sessions.find(client));
             let held = session.is_some_and(|s| s.throttled_since(upload.attempt).is_some());
-            let now = (upload.done_bytes(), held);
+            let stalled = upload.stalled_since(UnixMs::now()).is_some();
+            let now = (upload.done_bytes(), held || stalled);
             if !is_wanted || self.told.get(&id) == Some(&now) {
                 continue;
             }
