@@ -29,6 +29,13 @@ impl DataConnections {
         if is_busier { second.lease() } else { first.lease() }
     }
 
+    /// The next leases dial anew. What runs keeps what it has, and closes it.
+    pub(super) fn dial_anew(&self) {
+        for connection in &self.0 {
+            connection.lock().channel = None;
+        }
+    }
+
     /// Closes each whenever it has been idle for long enough. Never ends.
     pub(super) async fn close_when_idle(&self) {
         let [first, second] = &self.0;

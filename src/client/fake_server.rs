@@ -1,7 +1,15 @@
 //! A server for the client's tests: it speaks the protocol over pipes in memory, and leaves every
 //! decision to the test.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use tempfile::TempDir;
 use tokio::{
@@ -39,6 +47,8 @@ use crate::{
 
 pub(super) struct FakeServer {
     pub(super) dialer: Dialer,
+    /// How often it was dialled.
+    pub(super) dials: Arc<AtomicUsize>,
     sessions: mpsc::Receiver<FakeSession>,
     uploads: mpsc::Receiver<FakeUpload>,
     _tasks: JoinSet<()>,
@@ -114,7 +124,10 @@ impl FakeServer {
                 .await
                 .expect("served");
         });
+        let counted = Arc::new(AtomicUsize::new(0));
+        let count = counted.clone();
         let dialer = Dialer::new("http://fake".parse().expect("a URI"), move || {
+            count.fetch_add(1, Ordering::Relaxed);
             let dials = dials.clone();
             Box::pin(async move {
                 let (here, there) = tokio::io::duplex(1 << 20);
@@ -123,7 +136,7 @@ impl FakeServer {
                 Ok(Box::new(here) as Box<dyn Io>)
             })
         });
-        Self { dialer, sessions, uploads, _tasks: tasks }
+        Self { dialer, dials: counted, sessions, uploads, _tasks: tasks }
     }
 
     /// Returns the next `Connect`, without a Welcome.

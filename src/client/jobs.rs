@@ -338,6 +338,12 @@ impl Jobs {
         self.reports.next()
     }
 
+    /// What carried the session before may be dead, and its data connections with it, before anybody
+    /// has noticed: what is started from now on does not wait for that.
+    pub(super) fn dial_anew(&self) {
+        self.uploader.dial_anew();
+    }
+
     /// Lets all reports be told again: in a new session, and when an answer is late.
     pub(super) fn tell_again(&mut self) {
         self.reports.kept.iter_mut().for_each(|(_, told)| *told = Told::No);

@@ -69,6 +69,7 @@ impl Link {
                 let (client, epoch) = (&self.hello.client, session.epoch.0);
                 tracing::info!(client_id = %client, server = %self.dialer, epoch, "registered");
                 self.board.connected(session.epoch);
+                self.jobs.dial_anew();
                 self.jobs.tell_again();
                 session.run(&mut self.jobs, &self.board, &self.shutdown).await
             }

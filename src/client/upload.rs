@@ -110,6 +110,11 @@ impl Uploader {
         Self { trusts_fingerprint, ..self }
     }
 
+    /// The next uploads come on new connections.
+    pub(super) fn dial_anew(&self) {
+        self.data.dial_anew();
+    }
+
     /// Delivers the file that `command` asks for, unless `stop` fires. Dropping it stops it as
     /// well.
     pub(super) async fn run(
@@ -502,6 +507,32 @@ mod tests {
 
         let report = session.report().await;
         assert_eq!((report.attempt, report.outcome), (command.attempt, Outcome::Delivered));
+        drop(session);
+        client.stop().await;
+    }
+
+    #[tokio::test]
+    async fn after_a_new_session_uploads_come_on_new_connections() {
+        let (mut server, client, mut session, first) = begin().await;
+        let size = SIZE as u64;
+        let mut upload = server.upload().await;
+        take(&mut upload).await;
+        upload.answer(Ok(receipt(&first, size, root())));
+        assert_eq!(session.report().await.outcome, Outcome::Delivered);
+        session.say(FromServer::ReportAck(first.attempt)).await;
+        // Its data connection is still open.
+        drop(session);
+        let mut session = server.session().await;
+        let before = server.dials.load(Ordering::Relaxed);
+
+        let second = command(&client, TransferId::generate(), 1);
+        session.say(FromServer::Download(second.clone())).await;
+        let mut upload = server.upload().await;
+        take(&mut upload).await;
+        upload.answer(Ok(receipt(&second, size, root())));
+
+        while session.report().await.attempt != second.attempt {}
+        assert_eq!(server.dials.load(Ordering::Relaxed), before + 1);
         drop(session);
         client.stop().await;
     }
