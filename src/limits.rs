@@ -111,11 +111,15 @@ pub const OUTBOX_MAX: usize = 32;
 pub const OUTBOX_WAIT: Duration = Duration::from_secs(5);
 /// Client messages above this rate end the session; the two that each command asks for do not count.
 pub const CLIENT_MESSAGES_PER_SECOND_MAX: u32 = 200;
-/// Pauses between dials: the first, and the longest while nothing works.
+/// Pauses between dials: the first, and the longest while nothing works. A client is back within 60 s
+/// once it can reach its server: the dial that was under way fails after at most 10 s more (what is
+/// sent again comes at doubled pauses, so half of `WELCOME_WAIT`), or the session within
+/// `STABLE_AFTER`; then comes a pause, and the next dial has 5 s.
 pub const DIAL_PAUSE_MIN: Duration = Duration::from_secs(1);
-pub const DIAL_PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A session that lasted this long resets the pauses.
-pub const STABLE_AFTER: Duration = Duration::from_secs(60);
+pub const DIAL_PAUSE_MAX: Duration = Duration::from_secs(45);
+/// A session that lasted this long resets the pauses: also one that the client waited for in vain,
+/// until its silence (55 s), or the kernel (30 s), said so.
+pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// A superseded instance stays away for this long, and up to as long again.
 pub const SUPERSEDED_PAUSE: Duration = Duration::from_secs(300);
 /// No hint of a server keeps a client away for longer.

@@ -177,6 +177,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn after_long_trouble_a_dead_session_is_replaced_within_a_minute_too() {
+        let mut server = FakeServer::start();
+        let client = Client::start(&server);
+        // By chance a pause may be short, but not each time.
+        for _ in 0..5 {
+            for _ in 0..8 {
+                drop(server.hello().await);
+            }
+            let dead = server.session().await;
+            let begun = Instant::now();
+            let next = server.hello().await;
+            let away = begun.elapsed();
+            assert!(away <= Duration::from_secs(60), "{away:?}");
+            drop((dead, next));
+        }
+        client.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn heartbeats_come_in_time_and_answers_keep_the_session() {
         let mut server = FakeServer::start();
         let client = Client::start(&server);
