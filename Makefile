@@ -7,7 +7,7 @@ CARGO ?= cargo
 # The dependencies of Cargo.lock, and no others.
 LOCKED ?= --locked
 
-.PHONY: help build demo test test-all lint fmt check-client deny doc bench bench-micro fleet run-server run-client clean
+.PHONY: help build demo test test-all lint fmt check-client deny doc bench bench-micro fleet network run-server run-client clean
 
 help: ## says what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ bench-micro: ## the parts of the data path and the verbs of the store, each by i
 
 fleet: ## N idle clients on one server: what they cost (release build; N=20000)
 	N=$(or $(N),20000) $(CARGO) bench $(LOCKED) --all-features --bench fleet
+
+network: ## what networks do, behind a NAT in network namespaces (root; NAMES="router-reboot-idle …")
+	$(CARGO) build $(LOCKED) --all-features
+	tests/network/scenarios.py $(NAMES)
 
 run-server: ## starts a server on localhost:3000
 	$(CARGO) run $(LOCKED) --bin fts-server
