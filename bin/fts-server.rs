@@ -1,6 +1,6 @@
 //! The server's program: parse, build, run until a signal, exit code.
 
-use std::{fs, path::Path, process::ExitCode};
+use std::{fs, io::Write as _, path::Path, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -8,7 +8,8 @@ use fts::{
     limits,
     server::{
         self, Options, Server,
-        config::{Args, Config},
+        check::check,
+        config::{Cli, Command, Config},
         data_dir::DataDir,
         guard::ClearText,
         landing::Landing,
@@ -22,14 +23,22 @@ use fts::{
 const EX_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
-    let config = match Config::new(Args::parse()) {
+    let Cli { args, command } = Cli::parse();
+    let (args, check) = match command {
+        Some(Command::Check(check)) => (check.args, Some(check.scrub)),
+        None => (args, None),
+    };
+    let config = match Config::new(args) {
         Ok(config) => config,
         Err(err) => return refuse(&err),
     };
     if let Err(problem) = telemetry::init(config.log_format) {
         return refuse(&ConfigError::from(problem));
     }
-    let done = run_to_end(&config);
+    let done = match check {
+        Some(scrub) => to_end(check_files(&config, scrub)),
+        None => to_end(run(&config)),
+    };
     match done {
         Ok(code) => code,
         Err(err) => {
@@ -39,13 +48,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn run_to_end(config: &Config) -> anyhow::Result<ExitCode> {
+fn to_end(work: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(limits::BLOCKING_THREADS_MAX)
         .build()
         .context("cannot start the runtime")?;
-    let done = runtime.block_on(run(config));
+    let done = runtime.block_on(work);
     // A disk that hangs must not keep the process.
     runtime.shutdown_background();
     done
@@ -87,6 +96,23 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     signalled.await??;
     tracing::info!(clean, "stopped");
     Ok(ExitCode::SUCCESS)
+}
+
+/// Settles and checks the data directory, and says on stdout what was found.
+async fn check_files(config: &Config, scrub: bool) -> anyhow::Result<ExitCode> {
+    if !config.data_dir.is_dir() {
+        let text = format!("there is no data directory {}", config.data_dir.display());
+        return Ok(refuse(&ConfigError::from(text)));
+    }
+    let _data_dir = match DataDir::open(&config.data_dir) {
+        Ok(data_dir) => data_dir,
+        Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
+    };
+    let store = store::open(&config.store).await?;
+    let report = check(store, Landing::open(&config.sink)?, scrub).await?;
+    writeln!(std::io::stdout(), "{report}").context("cannot say what was found")?;
+    let is_well = report.problems.is_empty();
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// By rename, so that a script never reads half of it.

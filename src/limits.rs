@@ -183,6 +183,8 @@ pub const DISK_FREE_MIN_BYTES: u64 = 1 << 30;
 pub const CUT_GRACE: Duration = Duration::from_secs(2);
 /// An upload of which nothing came for this long is shown as STALLED.
 pub const STALLED_AFTER: Duration = Duration::from_secs(20);
+/// An upload whose client has no session any more is shown as waiting for it after this silence.
+pub const SILENT_AFTER: Duration = Duration::from_secs(3);
 /// An upload of which fewer bytes than these came in this time is ended.
 pub const UPLOAD_STALL: Duration = Duration::from_secs(60);
 /// Far below what the slowest link or the smallest cap lets through in that time, and far above

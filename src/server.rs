@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod arrived;
+pub mod check;
 pub mod config;
 mod control_api;
 pub mod coordinator;
@@ -116,7 +117,9 @@ impl Server {
     pub async fn serve(self, listener: TcpListener) -> Result<bool, ServeError> {
         tokio::select! {
             biased;
-            repaired = self.coordinator.repair() => repaired.map_err(ServeError::Repair)?,
+            repaired = self.coordinator.repair() => {
+                repaired.map_err(ServeError::Repair)?;
+            }
             // What is not repaired yet is, at the next start.
             () = self.shutdown.draining().cancelled() => return Ok(true),
         }

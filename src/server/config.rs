@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
 use super::coordinator::Retention;
@@ -17,8 +17,38 @@ use crate::{
 /// It listens on loopback only, unless told otherwise. gRPC, HTTP/JSON, health, reflection and
 /// metrics share one port.
 #[allow(clippy::doc_markdown, rustdoc::bare_urls)] // the comments are the text of --help
-#[derive(Debug, Default, Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "fts-server", version, after_help = AFTER_HELP)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub args: Args,
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What else the program does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Settle what a crash left, as every start does, and report what is wrong between the records
+    /// and the files. No server may run on the data directory meanwhile.
+    ///
+    /// Exit codes: 0 all is well, 1 something is not, 78 bad configuration.
+    Check(Check),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// Read every landed file again, and compare it with the BLAKE3 in its record
+    #[arg(long)]
+    pub scrub: bool,
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// The flags of a server, as typed.
+#[allow(clippy::doc_markdown, rustdoc::bare_urls)] // the comments are the text of --help
+#[derive(Debug, Default, clap::Args)]
 pub struct Args {
     /// Address to listen on [default: 127.0.0.1:3000, or 127.0.0.1:$PORT]
     #[arg(long, value_name = "ADDR", env = "FTS_LISTEN")]
@@ -196,7 +226,7 @@ mod tests {
     use super::*;
 
     fn args(args: &[&str]) -> Args {
-        Args::parse_from([&["fts-server"], args].concat())
+        Cli::parse_from([&["fts-server"], args].concat()).args
     }
 
     #[test]

@@ -35,6 +35,7 @@ mod watch;
 
 pub use attempts::Begun;
 pub(super) use attempts::ignore_late;
+pub use repair::Repaired;
 pub use watch::{Watch, WatchQuery};
 
 /// How long landed files are kept. Off by default.

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -175,8 +175,13 @@ impl Upload {
 
     /// Returns since when nothing has come, if that is long ago.
     pub fn stalled_since(&self, now: UnixMs) -> Option<UnixMs> {
+        self.silent_since(now, limits::STALLED_AFTER)
+    }
+
+    /// Returns when the last bytes came, if that was so long ago.
+    pub fn silent_since(&self, now: UnixMs, long: Duration) -> Option<UnixMs> {
         let last = self.arrived.get()?.last();
-        (now.since(last) >= limits::STALLED_AFTER).then_some(last)
+        (now.since(last) >= long).then_some(last)
     }
 
     /// Notes whether it stands still; returns whether that is news, and bad.

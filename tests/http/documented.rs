@@ -69,6 +69,7 @@ content-length: LENGTH
 date: DATE
 
 {\"id\":\"ID\",\"client_id\":\"client-1\",\"state\":\"QUEUED\",\"revision\":1,\"epoch\":0,\
+\"waiting\":{\"reason\":\"DUE\",\"since\":\"TIME\"},\
 \"done_bytes\":0,\"received_bytes\":0,\"kept_bytes\":0,\"consistency\":\"AUTO\",\
 \"content_deleted\":false,\"attempts\":0,\"create_time\":\"TIME\",\"update_time\":\"TIME\",\"deadline\":\"TIME\"}\n";
     assert_eq!(normal(&answer, &[(&id, "ID")]), expected);

@@ -8,37 +8,63 @@ use crate::{
     ids::{AttemptId, TransferId, UnixMs},
     limits,
     server::{error::Error, landing::Landing, store::TransferFilter},
-    transfer::{Cause, Content, State, Step, Transfer},
+    transfer::{Cause, Content, Moment, State, Step, Transfer},
 };
+
+/// What a start found, and settled.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Repaired {
+    /// Published, but not recorded: now COMPLETE.
+    pub adopted: u64,
+    /// Attempts that ended with the process.
+    pub interrupted: u64,
+    /// Partial files that the next attempts go on with.
+    pub kept: u64,
+    /// Partial files that cannot be believed, or that nobody wants any more.
+    pub dropped: u64,
+    /// Landed files that no record wants.
+    pub removed: u64,
+}
 
 impl Coordinator {
     /// Brings records and disk in line after a start: nothing runs yet.
-    pub async fn repair(self: &Arc<Self>) -> Result<(), Error> {
+    pub async fn repair(self: &Arc<Self>) -> Result<Repaired, Error> {
         let states = vec![State::Offered, State::Receiving, State::Verifying];
         let filter = TransferFilter { client: None, states };
+        let mut done = Repaired::default();
         let mut before = None;
         loop {
             let page = self.store.transfers(&filter, before, limits::PAGE_SIZE_MAX).await?;
             for transfer in &page {
-                self.repair_attempt(transfer).await?;
+                if self.repair_attempt(transfer).await? {
+                    done.adopted += 1;
+                } else {
+                    done.interrupted += 1;
+                }
             }
             before = page.last().map(|transfer| transfer.id);
             if before.is_none() {
                 break;
             }
         }
-        let (kept, dropped) = self.settle_partials().await?;
-        let removed = self.remove_unwanted().await?;
-        if kept + dropped + removed > 0 {
-            tracing::info!(kept, dropped, removed, "settled the files that the last run left");
+        self.settle_partials(&mut done).await?;
+        done.removed = self.remove_unwanted().await?;
+        if done != Repaired::default() {
+            tracing::info!(
+                adopted = done.adopted,
+                interrupted = done.interrupted,
+                kept = done.kept,
+                dropped = done.dropped,
+                removed = done.removed,
+                "settled what the last run left"
+            );
         }
-        Ok(())
+        Ok(done)
     }
 
     /// Brings the partial files that an earlier process left in line with their journals and their
-    /// records. Returns how many are kept, and how many are not.
-    async fn settle_partials(self: &Arc<Self>) -> Result<(u64, u64), Error> {
-        let (mut kept, mut dropped) = (0, 0);
+    /// records.
+    async fn settle_partials(self: &Arc<Self>, done: &mut Repaired) -> Result<(), Error> {
         for id in self.on_disk(Landing::partials).await? {
             let transfer = self.store.transfer(id).await?;
             // What was cancelled, or has landed, needs none; what failed may be retried.
@@ -46,37 +72,61 @@ impl Coordinator {
                 transfer.filter(|t| !matches!(t.state, State::Cancelled | State::Complete));
             let Some(transfer) = wanted else {
                 self.on_disk(move |landing| landing.discard(id)).await?;
-                dropped += 1;
+                done.dropped += 1;
                 continue;
             };
             let kept_bytes = self.on_disk(move |landing| landing.settle_partial(id)).await?;
             if kept_bytes > 0 {
                 self.landing.inherit(id);
-                kept += 1;
+                done.kept += 1;
             } else {
-                dropped += 1;
+                done.dropped += 1;
             }
             let step = Step::Kept { epoch: transfer.epoch, kept_bytes };
             ignore_late(self.apply(id, step).await)?;
         }
-        Ok((kept, dropped))
+        Ok(())
     }
 
-    async fn repair_attempt(self: &Arc<Self>, transfer: &Transfer) -> Result<(), Error> {
+    /// Ends an attempt that nobody works on; returns whether its file had landed.
+    async fn repair_attempt(self: &Arc<Self>, transfer: &Transfer) -> Result<bool, Error> {
         let attempt = attempt_of(transfer);
         let epoch = transfer.epoch;
         let cause = Cause::ServerStopped;
         if transfer.state != State::Verifying {
-            let step = Step::Broken { epoch, cause, received_bytes: 0 };
-            return ignore_late(self.apply(transfer.id, step).await);
+            return self.repair_upload(transfer, cause).await.map(|()| false);
         }
         if !self.on_disk(move |landing| landing.is_published(attempt)).await? {
-            let step = Step::Unpublished { epoch, cause };
-            return ignore_late(self.apply(transfer.id, step).await);
+            ignore_late(self.apply(transfer.id, Step::Unpublished { epoch, cause }).await)?;
+            return self.note_kept(transfer).await.map(|()| false);
         }
         // Only a verified, synced file gets this name; the name itself may not have been synced.
         self.on_disk(move |landing| landing.settle(attempt)).await?;
-        ignore_late(self.apply(transfer.id, Step::Published { epoch }).await)
+        ignore_late(self.apply(transfer.id, Step::Published { epoch }).await)?;
+        Ok(true)
+    }
+
+    /// Ends an attempt whose upload ended with an earlier process. What it received beyond what it
+    /// kept is not known any more.
+    async fn repair_upload(
+        self: &Arc<Self>,
+        transfer: &Transfer,
+        cause: Cause,
+    ) -> Result<(), Error> {
+        let (id, epoch) = (transfer.id, transfer.epoch);
+        let kept_bytes = self.on_disk(move |landing| landing.settle_partial(id)).await?;
+        let received_bytes = kept_bytes.saturating_sub(transfer.kept_bytes);
+        let kept = Step::Kept { epoch, kept_bytes };
+        let kept = (kept_bytes != transfer.kept_bytes).then_some(kept);
+        let broken = Step::Broken { epoch, cause, received_bytes };
+        let steps = kept.into_iter().chain([broken]).map(|step| (step, Moment::now())).collect();
+        ignore_late(self.apply_all(id, steps).await)
+    }
+
+    async fn note_kept(self: &Arc<Self>, transfer: &Transfer) -> Result<(), Error> {
+        let (id, epoch) = (transfer.id, transfer.epoch);
+        let kept_bytes = self.on_disk(move |landing| landing.settle_partial(id)).await?;
+        ignore_late(self.apply(id, Step::Kept { epoch, kept_bytes }).await)
     }
 
     /// Removes files that no record wants: deleted on request when the server stopped before it was
@@ -147,8 +197,8 @@ impl Coordinator {
         let states = vec![State::Receiving, State::Verifying];
         let filter = TransferFilter { client: None, states };
         for transfer in self.store.transfers(&filter, None, limits::PAGE_SIZE_MAX).await? {
-            let attempt = attempt_of(&transfer);
-            if !self.is_uploading(attempt) {
+            // Held, so that no upload of it begins meanwhile.
+            if let Some(_held) = self.uploads.hold(transfer.id) {
                 tracing::warn!(transfer_id = %transfer.id, state = ?transfer.state, "settled an orphan");
                 self.repair_attempt(&transfer).await?;
             }

@@ -98,12 +98,16 @@ impl Coordinator {
         let upload =
             self.uploads.find(transfer.id).filter(|u| u.attempt == attempt_of(transfer))?;
         let because = |reason, since| Some(Waiting { reason, since, next_attempt: None });
+        let is_here = self.sessions.find(&transfer.client).is_some();
+        // A client that has left is given no time: it may send on, or not.
+        let (reason, after) = if is_here {
+            (WaitingReason::Stalled, limits::STALLED_AFTER)
+        } else {
+            (WaitingReason::ClientOffline, limits::SILENT_AFTER)
+        };
         if transfer.state == State::Receiving
-            && let Some(since) = upload.stalled_since(UnixMs::now())
+            && let Some(since) = upload.silent_since(UnixMs::now(), after)
         {
-            let is_here = self.sessions.find(&transfer.client).is_some();
-            let reason =
-                if is_here { WaitingReason::Stalled } else { WaitingReason::ClientOffline };
             return because(reason, since);
         }
         because(WaitingReason::Throttled, self.throttled_since(transfer)?)
