@@ -7,7 +7,7 @@ CARGO ?= cargo
 # The dependencies of Cargo.lock, and no others.
 LOCKED ?= --locked
 
-.PHONY: help build demo test test-all lint fmt check-client deny doc bench bench-micro fleet network run-server run-client clean
+.PHONY: help build demo test test-all lint fmt check-client deny doc chaos chaos-faults bench bench-micro fleet network run-server run-client clean
 
 help: ## says what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ deny: ## checks licences, sources and unwanted crates (needs cargo-deny)
 
 doc: ## builds the documentation; a broken link is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --all-features --no-deps --document-private-items
+
+chaos: chaos-faults ## everything that breaks fts on purpose, for a while (SECONDS=600 SEED=7)
+
+chaos-faults: ## random faults, run after run (SECONDS=600), or one seed of them (SEED=7)
+	FTS_CHAOS_SECONDS=$(or $(SECONDS),300) FTS_CHAOS_SEED=$(SEED) \
+		$(CARGO) test $(LOCKED) --all-features --test chaos -- --include-ignored random_faults
 
 bench: ## fts beside cp, rsync, nginx and scp, with goals (release build; ROWS=big,disk ROUNDS=10)
 	@scripts/bench/run

@@ -1,0 +1,373 @@
+//! A relay that understands the protocol: it stands before the server as a server, and can say
+//! things twice, late, or wrong, as a proxy that retries, a client that lost its mind, or a broken
+//! memory would.
+
+use std::{
+    collections::{BTreeMap, HashSet, VecDeque},
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use fts::{
+    chunk::crc32c,
+    shutdown::Shutdown,
+    wire::proto::{
+        ClientMessage, ServerMessage, UploadFileRequest, UploadFileResponse, client_message,
+        file_transfer_client::FileTransferClient,
+        file_transfer_server::{FileTransfer, FileTransferServer},
+        server_message, upload_file_request,
+    },
+};
+use tokio::{net::TcpListener, sync::mpsc, time::sleep};
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{
+    Request, Response, Status, Streaming,
+    transport::{Channel, Endpoint, Server},
+};
+
+use crate::{plan::MessageFault, tcp_relay::Target};
+
+/// Clones are the same relay.
+#[derive(Clone)]
+pub struct MessageRelay {
+    target: Target,
+    tasks: Shutdown,
+    memory: Arc<Mutex<Memory>>,
+}
+
+#[derive(Default)]
+struct Memory {
+    /// What is to happen to the next messages that fit.
+    armed: Vec<MessageFault>,
+    /// How often each fault has happened.
+    hits: BTreeMap<String, u32>,
+    /// What was said of late, oldest first.
+    commands: VecDeque<ServerMessage>,
+    reports: VecDeque<ClientMessage>,
+    /// Both halves of the latest session.
+    to_client: Option<mpsc::WeakSender<Result<ServerMessage, Status>>>,
+    to_server: Option<mpsc::WeakSender<ClientMessage>>,
+    /// Transfers whose bytes have been forged.
+    forged: HashSet<String>,
+}
+
+impl MessageRelay {
+    /// Returns it, and where it listens.
+    pub async fn start(target: Target, tasks: &Shutdown) -> io::Result<(Self, SocketAddr)> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let relay = Self { target, tasks: tasks.clone(), memory: Arc::default() };
+        let service = FileTransferServer::new(relay.clone());
+        let over = tasks.draining().clone();
+        let serving = Server::builder()
+            .add_service(service)
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        drop(tasks.spawn(async move {
+            tokio::select! {
+                served = serving => served.expect("the relay serves"),
+                () = over.cancelled() => {}
+            }
+        }));
+        Ok((relay, address))
+    }
+
+    pub fn arm(&self, fault: MessageFault) {
+        let mut memory = self.memory();
+        match fault {
+            MessageFault::OldCommand => {
+                let (old, session) = (memory.commands.front().cloned(), memory.to_client.clone());
+                drop(memory);
+                if let (Some(old), Some(session)) = (old, session) {
+                    self.hit(fault);
+                    self.say(session, Ok(old), Duration::ZERO);
+                }
+            }
+            MessageFault::OldReport => {
+                let (old, session) = (memory.reports.front().cloned(), memory.to_server.clone());
+                drop(memory);
+                if let (Some(old), Some(session)) = (old, session) {
+                    self.hit(fault);
+                    self.say(session, old, Duration::ZERO);
+                }
+            }
+            fault => memory.armed.push(fault),
+        }
+    }
+
+    /// From now on it says what it hears.
+    pub fn calm(&self) {
+        self.memory().armed.clear();
+    }
+
+    pub fn hits(&self) -> BTreeMap<String, u32> {
+        self.memory().hits.clone()
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hit(&self, fault: MessageFault) {
+        let text = format!("{fault:?}");
+        let name = text.split('(').next().unwrap_or_default().to_owned();
+        *self.memory().hits.entry(name).or_default() += 1;
+    }
+
+    /// Takes the first armed fault that `fits`.
+    fn take(&self, fits: impl Fn(&MessageFault) -> bool) -> Option<MessageFault> {
+        let taken = {
+            let mut memory = self.memory();
+            let at = memory.armed.iter().position(fits)?;
+            memory.armed.remove(at)
+        };
+        self.hit(taken);
+        Some(taken)
+    }
+
+    /// Says something later, if there is still somebody to say it to.
+    fn say<T: Send + 'static>(&self, to: mpsc::WeakSender<T>, message: T, after: Duration) {
+        drop(self.tasks.spawn(async move {
+            sleep(after).await;
+            if let Some(to) = to.upgrade() {
+                // It may have gone while there was no room.
+                drop(to.send(message).await);
+            }
+        }));
+    }
+
+    fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.target.get()))
+            .expect("an address")
+            .connect_timeout(Duration::from_secs(2))
+            .connect_lazy()
+    }
+
+    /// Carries what the client says, until it has no more to say.
+    async fn carry_up(
+        self,
+        mut from_client: Streaming<ClientMessage>,
+        to_server: mpsc::Sender<ClientMessage>,
+    ) {
+        let later = to_server.downgrade();
+        loop {
+            let message = tokio::select! {
+                message = from_client.message() => message,
+                () = to_server.closed() => return,
+            };
+            let Ok(Some(message)) = message else { return };
+            match &message.body {
+                Some(client_message::Body::Report(_)) => {
+                    remember(&mut self.memory().reports, &message);
+                    match self.take(|fault| {
+                        matches!(fault, MessageFault::ReportTwice(_) | MessageFault::ReportLate(_))
+                    }) {
+                        Some(MessageFault::ReportTwice(by)) => {
+                            self.say(later.clone(), message.clone(), by);
+                        }
+                        Some(MessageFault::ReportLate(by)) => {
+                            self.say(later.clone(), message, by);
+                            continue;
+                        }
+                        _ => {}
+                    }
+                }
+                Some(client_message::Body::Reply(_)) => {
+                    if self.take(|fault| *fault == MessageFault::ReplyTwice).is_some() {
+                        self.say(later.clone(), message.clone(), Duration::ZERO);
+                    }
+                }
+                _ => {}
+            }
+            if to_server.send(message).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Carries what the server says, until one of both has gone.
+    async fn carry_down(
+        self,
+        mut from_server: Streaming<ServerMessage>,
+        to_client: mpsc::Sender<Result<ServerMessage, Status>>,
+    ) {
+        let later = to_client.downgrade();
+        loop {
+            let message = tokio::select! {
+                message = from_server.message() => message,
+                () = to_client.closed() => return,
+            };
+            let message = match message {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(status) => {
+                    drop(to_client.send(Err(status)).await);
+                    return;
+                }
+            };
+            if matches!(message.body, Some(server_message::Body::Download(_))) {
+                remember(&mut self.memory().commands, &message);
+                match self.take(|fault| {
+                    matches!(fault, MessageFault::CommandTwice(_) | MessageFault::CommandLate(_))
+                }) {
+                    Some(MessageFault::CommandTwice(by)) => {
+                        self.say(later.clone(), Ok(message.clone()), by);
+                    }
+                    Some(MessageFault::CommandLate(by)) => {
+                        self.say(later.clone(), Ok(message), by);
+                        continue;
+                    }
+                    _ => {}
+                }
+            }
+            if to_client.send(Ok(message)).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Carries an upload's messages; returns what has passed, if that is little.
+    async fn carry_upload(
+        &self,
+        mut from_client: Streaming<UploadFileRequest>,
+        to_server: mpsc::Sender<UploadFileRequest>,
+    ) -> Vec<UploadFileRequest> {
+        let (mut passed, mut bytes) = (Vec::new(), 0);
+        let mut transfer = String::new();
+        // An error of the client's half ends the upload cleanly, as proxies do.
+        while let Ok(Some(mut message)) = from_client.message().await {
+            let mut twice = false;
+            match &mut message.body {
+                Some(upload_file_request::Body::Header(header)) => {
+                    transfer =
+                        header.attempt.as_ref().map(|a| a.transfer_id.clone()).unwrap_or_default();
+                }
+                Some(upload_file_request::Body::Chunk(chunk)) => {
+                    bytes += chunk.data.len();
+                    let may_forge = !self.memory().forged.contains(&transfer);
+                    match self.take(|fault| match fault {
+                        MessageFault::ChunkCorrupt | MessageFault::ChunkTwice => true,
+                        MessageFault::ChunkForged => may_forge,
+                        _ => false,
+                    }) {
+                        Some(MessageFault::ChunkCorrupt) => spoil(&mut chunk.data),
+                        Some(MessageFault::ChunkForged) => {
+                            spoil(&mut chunk.data);
+                            chunk.crc32c = crc32c(&chunk.data);
+                            self.memory().forged.insert(transfer.clone());
+                        }
+                        Some(_) => twice = true,
+                        None => {}
+                    }
+                }
+                Some(upload_file_request::Body::Finish(_)) => {
+                    if self.take(|fault| *fault == MessageFault::FinishLost).is_some() {
+                        break;
+                    }
+                }
+                _ => {}
+            }
+            if bytes <= REMEMBERED_BYTES_MAX {
+                passed.push(message.clone());
+            }
+            let copies = 1 + usize::from(twice);
+            for copy in std::iter::repeat_n(message, copies) {
+                if to_server.send(copy).await.is_err() {
+                    return Vec::new();
+                }
+            }
+        }
+        if bytes <= REMEMBERED_BYTES_MAX { passed } else { Vec::new() }
+    }
+
+    /// Calls once more, with the same messages.
+    fn upload_again(&self, messages: Vec<UploadFileRequest>, after: Duration) {
+        let relay = self.clone();
+        drop(self.tasks.spawn(async move {
+            sleep(after).await;
+            let mut again = FileTransferClient::new(relay.channel());
+            // Refused, most likely.
+            drop(again.upload_file(tokio_stream::iter(messages)).await);
+        }));
+    }
+}
+
+#[tonic::async_trait]
+impl FileTransfer for MessageRelay {
+    type ConnectStream = ReceiverStream<Result<ServerMessage, Status>>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<ClientMessage>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let (to_server, outbound) = mpsc::channel(MESSAGES_MAX);
+        let (to_client, inbound) = mpsc::channel(MESSAGES_MAX);
+        {
+            let mut memory = self.memory();
+            memory.to_server = Some(to_server.downgrade());
+            memory.to_client = Some(to_client.downgrade());
+        }
+        let mut server = FileTransferClient::new(self.channel());
+        let from_server = server.connect(ReceiverStream::new(outbound)).await?.into_inner();
+        drop(self.tasks.spawn(self.clone().carry_up(request.into_inner(), to_server)));
+        drop(self.tasks.spawn(self.clone().carry_down(from_server, to_client)));
+        Ok(Response::new(ReceiverStream::new(inbound)))
+    }
+
+    async fn upload_file(
+        &self,
+        request: Request<Streaming<UploadFileRequest>>,
+    ) -> Result<Response<UploadFileResponse>, Status> {
+        let (to_server, outbound) = mpsc::channel(4);
+        let mut server = FileTransferClient::new(self.channel());
+        let call = server.upload_file(ReceiverStream::new(outbound));
+        let mut passed = Vec::new();
+        let answer = {
+            let carry = async {
+                passed = self.carry_upload(request.into_inner(), to_server).await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                answer = call => answer,
+                () = carry => unreachable!("it never ends"),
+            }
+        };
+        if !passed.is_empty()
+            && let Some(MessageFault::UploadAgain(after)) =
+                self.take(|fault| matches!(fault, MessageFault::UploadAgain(_)))
+        {
+            self.upload_again(passed, after);
+        }
+        match self
+            .take(|fault| matches!(fault, MessageFault::ReceiptLost | MessageFault::ReceiptLate(_)))
+        {
+            Some(MessageFault::ReceiptLost) => Err(Status::unavailable("the answer was lost")),
+            Some(MessageFault::ReceiptLate(by)) => {
+                sleep(by).await;
+                answer
+            }
+            _ => answer,
+        }
+    }
+}
+
+fn remember<T: Clone>(all: &mut VecDeque<T>, message: &T) {
+    if all.len() >= REMEMBERED_MAX {
+        all.pop_front();
+    }
+    all.push_back(message.clone());
+}
+
+fn spoil(data: &mut bytes::Bytes) {
+    let mut wrong = data.to_vec();
+    if let Some(byte) = wrong.last_mut() {
+        *byte ^= 0x20;
+    }
+    *data = wrong.into();
+}
+
+const MESSAGES_MAX: usize = 64;
+const REMEMBERED_MAX: usize = 8;
+/// Of an upload that may come again.
+const REMEMBERED_BYTES_MAX: usize = 2 << 20;
