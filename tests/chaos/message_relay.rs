@@ -173,10 +173,10 @@ impl MessageRelay {
                         _ => {}
                     }
                 }
-                Some(client_message::Body::Reply(_)) => {
-                    if self.take(|fault| *fault == MessageFault::ReplyTwice).is_some() {
-                        self.say(later.clone(), message.clone(), Duration::ZERO);
-                    }
+                Some(client_message::Body::Reply(_))
+                    if self.take(|fault| *fault == MessageFault::ReplyTwice).is_some() =>
+                {
+                    self.say(later.clone(), message.clone(), Duration::ZERO);
                 }
                 _ => {}
             }
@@ -261,10 +261,10 @@ impl MessageRelay {
                         None => {}
                     }
                 }
-                Some(upload_file_request::Body::Finish(_)) => {
-                    if self.take(|fault| *fault == MessageFault::FinishLost).is_some() {
-                        break;
-                    }
+                Some(upload_file_request::Body::Finish(_))
+                    if self.take(|fault| *fault == MessageFault::FinishLost).is_some() =>
+                {
+                    break;
                 }
                 _ => {}
             }

@@ -173,7 +173,7 @@ fn ask(rng: &mut Rng, clients: usize, sources: &[Source], window: Duration) -> A
     let source = rng.usize(..sources.len());
     let size = sources[source].size as u64;
     // Long enough to be hit.
-    let rate_max = if size > 2 << 20 && rng.f64() < 0.6 { size / rng.u64(2..7) } else { 0 };
+    let rate_max = if size > 2 << 20 && rng.f64() < 0.8 { size / rng.u64(2..9) } else { 0 };
     let soon = |rng: &mut Rng| Duration::from_millis(rng.u64(..2500));
     let mut then = Vec::new();
     if rng.f64() < 0.3 {

@@ -53,7 +53,8 @@ impl Rig {
             };
             let relay = TcpRelay::start(behind, tasks).await?;
             let id = format!("client-{nth}");
-            let process = tokio::sync::Mutex::new(Some(start_client(dir, &id, &relay)));
+            let client = start_client(dir, &id, &relay).await?;
+            let process = tokio::sync::Mutex::new(Some(client));
             sites.push(Site { id, relay, messages, process });
         }
         let server = tokio::sync::Mutex::new(Some(server));
@@ -97,7 +98,16 @@ impl Rig {
         let mut client = site.process.lock().await;
         let Some(process) = client.take() else { return };
         let left = self.trouble(&site.id, process, trouble).await;
-        *client = Some(left.unwrap_or_else(|| start_client(&self.dir, &site.id, &site.relay)));
+        *client = match left {
+            Some(process) => Some(process),
+            None => match start_client(&self.dir, &site.id, &site.relay).await {
+                Ok(process) => Some(process),
+                Err(err) => {
+                    self.complain(format!("{} does not start: {err:#}", site.id));
+                    None
+                }
+            },
+        };
     }
 
     /// Returns the process, if it lives on.
@@ -174,9 +184,8 @@ impl Rig {
     /// How often which message fault has happened.
     pub fn hits(&self) -> std::collections::BTreeMap<String, u32> {
         let mut all = std::collections::BTreeMap::new();
-        for (name, count) in
-            self.sites.iter().filter_map(|s| s.messages.as_ref()).flat_map(|m| m.hits())
-        {
+        let relays = self.sites.iter().filter_map(|site| site.messages.as_ref());
+        for (name, count) in relays.flat_map(MessageRelay::hits) {
             *all.entry(name).or_default() += count;
         }
         all
@@ -221,7 +230,7 @@ async fn start_server(dir: &Path) -> Result<(Process, std::net::SocketAddr)> {
     Ok((process, address))
 }
 
-fn start_client(dir: &Path, id: &str, relay: &TcpRelay) -> Process {
+async fn start_client(dir: &Path, id: &str, relay: &TcpRelay) -> Result<Process> {
     let text = |name: &str| dir.join(name).to_str().expect("text").to_owned();
     let (shared, state) = (text("shared"), text(&format!("state-{id}")));
     let url = format!("http://{}", relay.address);
@@ -239,7 +248,24 @@ fn start_client(dir: &Path, id: &str, relay: &TcpRelay) -> Process {
         "--log-format",
         "text",
     ];
-    Process::start(env!("CARGO_BIN_EXE_fts-client"), &dir.join(format!("{id}.log")), &args, LOG)
+    let log = dir.join(format!("{id}.log"));
+    let process = Process::start(env!("CARGO_BIN_EXE_fts-client"), &log, &args, LOG);
+    // Before that, SIGTERM ends it as it ends any program.
+    let is_listening = async {
+        while !catches_term(&process).unwrap_or_default() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(START_MAX, is_listening).await.with_context(|| format!("{id} catches no SIGTERM"))?;
+    Ok(process)
+}
+
+fn catches_term(process: &Process) -> Option<bool> {
+    let pid = process.id().as_raw_nonzero();
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"))?;
+    let caught = u64::from_str_radix(caught.trim(), 16).ok()?;
+    Some(caught >> (Signal::TERM.as_raw() - 1) & 1 == 1)
 }
 
 /// The shortest deadlines that two busy cores do not trip over by themselves.
