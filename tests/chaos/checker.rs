@@ -3,15 +3,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use fts::wire::proto::{FailReason, State, Transfer, WaitingReason};
+use fts::wire::proto::{State, Transfer, WaitingReason};
 
 use crate::{
     history::{Answer, Asked, History, Landed},
     plan::Op,
 };
 
-/// Whether an upload goes on where it was cut. Until then a cut costs all that had come.
-pub const RESUME_IS_IN: bool = false;
 /// What a cut may cost, besides one second of data.
 const WASTE_BYTES_MAX: u64 = 16 << 20;
 /// So many looks in a row may find a transfer waiting without a reason: its command is about to go
@@ -39,9 +37,11 @@ pub fn check(history: &History) -> Vec<String> {
         }
         ended(record, asked, &mut found);
         landed_whole(record, asked, &history.landed, &mut found);
-        if RESUME_IS_IN {
-            let rate = history.rates.get(&record.id).copied().unwrap_or_default();
-            little_waste(record, life, rate, &mut found);
+        let is_forged = history.forged.contains(&record.id);
+        let rate = history.rates.get(&record.id).copied().unwrap_or_default();
+        little_waste(record, life, rate, is_forged, &mut found);
+        if !is_forged {
+            nothing_kept_is_lost(&record.id, life, &mut found);
         }
     }
     nothing_else_landed(history, &mut found);
@@ -104,13 +104,15 @@ fn legal(id: &str, life: &[&Transfer], history: &History, found: &mut Vec<String
         }
         let is_paused =
             from.waiting.is_some_and(|waiting| waiting.reason() == WaitingReason::Paused);
+        // Told for what it says of the bytes that are kept.
+        let is_note = is_note(from, to) && to.state() != State::Complete;
         let is_allowed = match to.state() {
             State::Cancelled => has(Op::Cancel),
             State::Queued if is_final(from.state()) => has(Op::Retry),
             State::Offered => !is_paused,
             _ => true,
         };
-        if !follows(from.state(), to.state()) || !is_allowed {
+        if !(is_note || follows(from.state(), to.state()) && is_allowed) {
             found.push(format!("{id}: an illegal change: {step}"));
         }
     }
@@ -118,6 +120,12 @@ fn legal(id: &str, life: &[&Transfer], history: &History, found: &mut Vec<String
     if complete > 1 {
         found.push(format!("{id}: COMPLETE {complete} times"));
     }
+}
+
+/// Whether only what is kept has changed.
+fn is_note(from: &Transfer, to: &Transfer) -> bool {
+    let said = |transfer: &Transfer| (transfer.bytes_kept, transfer.restart_detail.clone());
+    from.state() == to.state() && said(from) != said(to)
 }
 
 fn is_final(state: State) -> bool {
@@ -215,30 +223,49 @@ fn waits_say_why(history: &History, found: &mut Vec<String>) {
     }
 }
 
-/// A cut costs at most the larger of 16 MiB and one second of data. Bytes that turned out wrong are
-/// sent again, all of them; the relay forges them once for each transfer, at most.
-fn little_waste(record: &Transfer, life: &[&Transfer], rate: u64, found: &mut Vec<String>) {
-    let cuts = life.windows(2).filter(|pair| {
-        let (from, to) = (pair[0].state(), pair[1].state());
-        match from {
-            State::Receiving => to != State::Verifying,
-            State::Verifying => to != State::Complete,
-            _ => false,
-        }
+/// A cut costs at most the larger of 16 MiB and one second of data. Bytes that were forged are sent
+/// again, all of them; the relay forges once for each transfer, at most.
+fn little_waste(
+    record: &Transfer,
+    life: &[&Transfer],
+    rate: u64,
+    is_forged: bool,
+    found: &mut Vec<String>,
+) {
+    let cuts = life.windows(2).filter(|pair| match pair[0].state() {
+        State::Receiving => pair[1].state() != State::Verifying && !is_note(pair[0], pair[1]),
+        State::Verifying => pair[1].state() != State::Complete,
+        _ => false,
     });
-    let is_integrity = |each: &&&Transfer| {
-        each.failure.as_ref().is_some_and(|f| f.reason() == FailReason::Integrity)
-    };
-    let size = record.size.unwrap_or_default();
-    let again = life.iter().find(is_integrity).map_or(0, |_| size);
     let cuts = cuts.count() as u64;
-    let allowed = cuts * WASTE_BYTES_MAX.max(rate) + again;
+    let size = record.size.unwrap_or_default();
+    let allowed = cuts * WASTE_BYTES_MAX.max(rate) + if is_forged { size } else { 0 };
     let waste = record.bytes_received.saturating_sub(size);
     if record.state() == State::Complete && waste > allowed {
         found.push(format!(
             "{}: {waste} bytes of {size} were sent again for {cuts} cuts; {allowed} at most",
             record.id
         ));
+    }
+}
+
+/// What is durably held stays so until the file has landed or is not wanted, and the client goes on
+/// behind it, having read it again: its source does not change.
+fn nothing_kept_is_lost(id: &str, life: &[&Transfer], found: &mut Vec<String>) {
+    for pair in life.windows(2) {
+        let (before, after) = (pair[0].bytes_kept, pair[1].bytes_kept);
+        let is_over = matches!(pair[1].state(), State::Complete | State::Cancelled);
+        if after < before && !is_over {
+            let now = key(pair[1]);
+            found.push(format!("{id}: {before} bytes were kept, and then {after}, in {now:?}"));
+        }
+    }
+    if let Some(again) = life.iter().find(|each| !each.restart_detail.is_empty()) {
+        found.push(format!("{id}: it began from zero again: {}", again.restart_detail));
+    }
+    if let Some(trusted) = life.iter().find(|each| each.bytes_trusted > 0) {
+        let bytes = trusted.bytes_trusted;
+        found.push(format!("{id}: {bytes} bytes were not read again, and nobody allowed that"));
     }
 }
 

@@ -1,5 +1,7 @@
 //! What was seen of one run: what the checker judges, and nothing else.
 
+use std::collections::{HashMap, HashSet};
+
 use fts::wire::proto;
 
 use crate::plan::Op;
@@ -12,7 +14,9 @@ pub struct History {
     /// What was shown of unfinished transfers, look by look.
     pub looks: Vec<Vec<Shown>>,
     /// The fastest that each transfer was shown to move, by id, in bytes a second.
-    pub rates: std::collections::HashMap<String, u64>,
+    pub rates: HashMap<String, u64>,
+    /// Transfers of which a relay forged a byte, and its checksum.
+    pub forged: HashSet<String>,
     /// How everything ended, as a server told that was started anew for it.
     pub records: Vec<proto::Transfer>,
     /// Landed files.

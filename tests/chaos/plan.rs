@@ -127,6 +127,9 @@ pub enum MessageFault {
     ChunkTwice,
     /// The stream ends, cleanly, where Finish was.
     FinishLost,
+    /// And the whole call comes again, with its Finish, when the next attempt has been offered and
+    /// its command is still on its way.
+    FinishLate(Duration),
     ReceiptLost,
     ReceiptLate(Duration),
     /// The whole call comes again.
@@ -229,7 +232,7 @@ fn link_fault(rng: &mut Rng) -> LinkFault {
 
 fn message_fault(rng: &mut Rng) -> MessageFault {
     let by = Duration::from_millis(rng.u64(..3000));
-    match rng.usize(..20) {
+    match rng.usize(..21) {
         0..3 => MessageFault::CommandTwice(by),
         3 => MessageFault::CommandLate(by),
         4..6 => MessageFault::OldCommand,
@@ -243,7 +246,8 @@ fn message_fault(rng: &mut Rng) -> MessageFault {
         15 => MessageFault::FinishLost,
         16 => MessageFault::ReceiptLost,
         17 => MessageFault::ReceiptLate(by),
-        _ => MessageFault::UploadAgain(by),
+        18 => MessageFault::UploadAgain(by),
+        _ => MessageFault::FinishLate(by),
     }
 }
 
@@ -298,7 +302,7 @@ mod tests {
             let sizes = || plan.sources.iter().map(|source| source.size);
             assert!(sizes().any(|size| size == 0) && sizes().any(|size| size > 18 << 20));
         }
-        assert_eq!(kinds.len(), 4 + 5 + 14, "{kinds:?}");
+        assert_eq!(kinds.len(), 4 + 5 + 15, "{kinds:?}");
     }
 
     fn name(fault: &impl fmt::Debug) -> String {

@@ -191,6 +191,11 @@ impl Rig {
         all
     }
 
+    pub fn forged(&self) -> std::collections::HashSet<String> {
+        let relays = self.sites.iter().filter_map(|site| site.messages.as_ref());
+        relays.flat_map(MessageRelay::forged).collect()
+    }
+
     fn complain(&self, text: String) {
         self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push(text);
     }

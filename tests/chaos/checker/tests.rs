@@ -1,6 +1,6 @@
 //! Made-up histories: the good one passes, and each bad one is found, for what is wrong with it.
 
-use fts::wire::proto::{Failure, Waiting};
+use fts::wire::proto::Waiting;
 
 use super::*;
 use crate::history::Shown;
@@ -234,24 +234,65 @@ fn a_wait_without_a_reason_is_found_unless_it_is_short() {
 
 #[test]
 fn waste_is_found() {
-    let waste = |bytes, life: &[Transfer], rate| {
+    let waste = |bytes, life: &[Transfer], rate, is_forged| {
         let record = Transfer { bytes_received: SIZE + bytes, ..complete(8, 2) };
         let mut found = Vec::new();
-        little_waste(&record, &life.iter().collect::<Vec<_>>(), rate, &mut found);
+        let life: Vec<_> = life.iter().collect();
+        little_waste(&record, &life, rate, is_forged, &mut found);
         found.len()
     };
     let life = good().events;
-    assert_eq!(waste(WASTE_BYTES_MAX, &life, 0), 0);
-    assert_eq!(waste(WASTE_BYTES_MAX + 1, &life, 0), 1);
-    assert_eq!(waste(2 * WASTE_BYTES_MAX, &life, 2 * WASTE_BYTES_MAX), 0, "one second of data");
-    let uncut: Vec<Transfer> = life[4..].to_vec();
-    assert_eq!(waste(1, &uncut, u64::MAX), 1);
-    let mut forged = life;
-    let mut failure = Failure::default();
-    failure.set_reason(FailReason::Integrity);
-    forged[3].failure = Some(failure);
-    assert_eq!(waste(WASTE_BYTES_MAX + SIZE, &forged, 0), 0);
-    assert_eq!(waste(WASTE_BYTES_MAX + SIZE + 1, &forged, 0), 1);
+    assert_eq!(waste(WASTE_BYTES_MAX, &life, 0, false), 0);
+    assert_eq!(waste(WASTE_BYTES_MAX + 1, &life, 0, false), 1);
+    assert_eq!(
+        waste(2 * WASTE_BYTES_MAX, &life, 2 * WASTE_BYTES_MAX, false),
+        0,
+        "a second of data"
+    );
+    assert_eq!(waste(1, &life[4..], u64::MAX, false), 1, "nothing was cut");
+    assert_eq!(waste(WASTE_BYTES_MAX + SIZE, &life, 0, true), 0);
+    assert_eq!(waste(WASTE_BYTES_MAX + SIZE + 1, &life, 0, true), 1);
+    // That something is kept is told while it is received; nothing was cut then.
+    let mut told = life;
+    told[3] = Transfer { bytes_kept: 1, ..event(4, 1, State::Receiving) };
+    assert_eq!(waste(1, &told[..4], 0, false), 1);
+}
+
+/// One that broke, kept something, and went on behind it.
+fn resumed() -> History {
+    let mut history = lived(&[
+        State::Queued,
+        State::Offered,
+        State::Receiving,
+        State::Receiving,
+        State::Interrupted,
+        State::Offered,
+        State::Receiving,
+        State::Verifying,
+        State::Complete,
+    ]);
+    for event in &mut history.events[3..8] {
+        event.bytes_kept = 5 << 20;
+    }
+    history
+}
+
+#[test]
+fn a_loss_of_what_was_kept_is_found() {
+    assert_eq!(check(&resumed()), Vec::<String>::new());
+    let mut lost = resumed();
+    lost.events[5].bytes_kept = 4 << 20;
+    found(&lost, "bytes were kept, and then");
+    let mut again = resumed();
+    again.events[6].restart_detail = "another inode".to_owned();
+    found(&again, "began from zero again: another inode");
+    let mut trusted = resumed();
+    trusted.events[8].bytes_trusted = 1;
+    found(&trusted, "were not read again");
+    for mut forged in [lost, again] {
+        forged.forged.insert("t1".to_owned());
+        assert_eq!(check(&forged), Vec::<String>::new());
+    }
 }
 
 #[test]
