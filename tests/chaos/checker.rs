@@ -235,6 +235,10 @@ fn little_waste(
     let cuts = life.windows(2).filter(|pair| match pair[0].state() {
         State::Receiving => pair[1].state() != State::Verifying && !is_note(pair[0], pair[1]),
         State::Verifying => pair[1].state() != State::Complete,
+        // A small file is not shown as RECEIVING before it has landed.
+        State::Offered => {
+            pair[1].state() != State::Receiving && pair[1].bytes_received > pair[0].bytes_received
+        }
         _ => false,
     });
     let cuts = cuts.count() as u64;

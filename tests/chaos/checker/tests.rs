@@ -252,6 +252,11 @@ fn waste_is_found() {
     assert_eq!(waste(1, &life[4..], u64::MAX, false), 1, "nothing was cut");
     assert_eq!(waste(WASTE_BYTES_MAX + SIZE, &life, 0, true), 0);
     assert_eq!(waste(WASTE_BYTES_MAX + SIZE + 1, &life, 0, true), 1);
+    let mut small = life.clone();
+    small.remove(2);
+    assert_eq!(waste(1, &small[..3], 0, false), 1, "nothing had come");
+    small[2].bytes_received = 1;
+    assert_eq!(waste(1, &small[..3], 0, false), 0);
     // That something is kept is told while it is received; nothing was cut then.
     let mut told = life;
     told[3] = Transfer { bytes_kept: 1, ..event(4, 1, State::Receiving) };
