@@ -124,8 +124,10 @@ pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 pub const SUPERSEDED_PAUSE: Duration = Duration::from_secs(300);
 /// No hint of a server keeps a client away for longer.
 pub const RECONNECT_HINT_MAX: Duration = Duration::from_secs(600);
-/// The server's hint on drain.
+/// The server's hint on drain: at least this, and a second for so many clients, so that they do not
+/// come back all at once.
 pub const DRAIN_RECONNECT_AFTER: Duration = Duration::from_secs(1);
+pub const DRAIN_CLIENTS_PER_SECOND: usize = 2000;
 /// The data connection closes after this long without an upload.
 pub const DATA_CONNECTION_IDLE: Duration = Duration::from_secs(30);
 /// Unacknowledged bytes of a data connection end it after this long.
@@ -290,8 +292,8 @@ pub const STATUS_REQUEST_WAIT: Duration = Duration::from_secs(5);
 /// A client's Goodbye is sent for at most this long.
 pub const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
-/// Running uploads may finish for this long …
-pub const DRAIN_WAIT: Duration = Duration::from_secs(30);
+/// Running uploads may finish for this long; what has not is kept, and goes on later …
+pub const DRAIN_WAIT: Duration = Duration::from_secs(10);
 /// … then everything is cut, and has this long to note it.
 pub const ABORT_WAIT: Duration = Duration::from_secs(10);
 /// … and connections on which nothing runs any more close within this.

@@ -9,12 +9,14 @@ use std::{
 
 use common::{
     bytes,
+    client::TestClient,
     process::ServerProcess,
     raw::{RawSession, RawUpload, receipt, upload},
     server::{Setup, TestServer},
 };
 use fts::{
     limits::CHUNK_BYTES,
+    rate::Rate,
     wire::{
         proto::{State, receipt::Status},
         session::FromServer,
@@ -88,6 +90,44 @@ async fn an_upload_that_stalls_is_cut_and_resumes_on_the_next_server() {
     raw.send_all(upload(&header, &data)).await;
     assert_eq!(receipt(&raw.answer().await.expect("taken")), Status::Complete);
     assert!(server.landed(&transfer.id).await.1 == data);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_under_fifty_running_transfers_fails_none() {
+    let (transfers, size) = (50, 2 * CHUNK_BYTES + 1);
+    let server = TestServer::start_with(hasty()).await;
+    let port = server.address.port();
+    let root = tempfile::TempDir::new().expect("a directory");
+    let client = TestClient::start_with(&server.url(), "client-1", &[root.path()], |config| {
+        config.uploads_max = 64;
+        config.rate_max = Some(Rate::try_from(30_000_000).expect("enough"));
+    });
+    server.online("client-1").await;
+    let mut asked = Vec::new();
+    for i in 0..transfers {
+        let (path, data) = (root.path().join(i.to_string()), bytes(size, i));
+        std::fs::write(&path, &data).expect("written");
+        let id = server.trigger("client-1", path.to_str().expect("text")).await.id;
+        asked.push((id, data));
+    }
+    for (id, _) in &asked {
+        server.shown(id, |t| t.bytes_done >= CHUNK_BYTES as u64).await;
+    }
+
+    let dir = server.stop().await;
+    let server = TestServer::start_in(dir, Setup::default(), port).await;
+
+    let mut went_on = 0;
+    for (id, data) in asked {
+        let (transfer, landed) = server.landed(&id).await;
+        assert!(landed == data);
+        let waste = transfer.bytes_received - size as u64;
+        assert!(waste <= CHUNK_BYTES as u64, "{waste} bytes were sent twice");
+        went_on += u32::from(transfer.attempts > 1);
+    }
+    assert!(went_on > 0, "the restart met none of them");
+    client.stop().await;
     server.stop().await;
 }
 

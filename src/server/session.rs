@@ -363,7 +363,9 @@ impl Link {
     /// Tells the client why, if it can still be told.
     fn farewell(&self, end: &End) {
         let word = match end {
-            End::Draining => FromServer::Drain { reconnect_after: limits::DRAIN_RECONNECT_AFTER },
+            End::Draining => {
+                FromServer::Drain { reconnect_after: self.coordinator.sessions.drain_pause() }
+            }
             End::Superseded => {
                 let Some(by) = self.session.successor() else { return };
                 if by.instance == self.session.instance {

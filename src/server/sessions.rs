@@ -172,6 +172,14 @@ impl Sessions {
         self.heartbeat
     }
 
+    /// Returns after how long clients that are sent away are to come back; each adds up to as long
+    /// again at random.
+    pub fn drain_pause(&self) -> Duration {
+        let seconds = self.count() / limits::DRAIN_CLIENTS_PER_SECOND;
+        let pause = Duration::from_secs(seconds as u64);
+        pause.clamp(limits::DRAIN_RECONNECT_AFTER, limits::RECONNECT_HINT_MAX)
+    }
+
     /// A client that was not heard for this long is OFFLINE.
     pub fn silence_max(&self) -> Duration {
         self.heartbeat * limits::CLIENT_SILENCE_PERCENT / 100
