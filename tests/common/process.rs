@@ -43,6 +43,11 @@ impl Process {
         self.child.wait().expect("it ended");
     }
 
+    /// Returns how it ended, if it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("it is ours")
+    }
+
     /// Waits for its end, and returns how it ended and how long that took.
     pub fn wait(mut self) -> (ExitStatus, Duration) {
         let since = Instant::now();
@@ -119,6 +124,6 @@ impl ServerProcess {
 
 /// Between two looks at another process, of which no event tells.
 #[allow(clippy::disallowed_methods)]
-fn pause() {
+pub fn pause() {
     std::thread::sleep(Duration::from_millis(5));
 }
