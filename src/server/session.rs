@@ -230,7 +230,7 @@ impl Link {
                     self.next_place = Some(Box::pin(self.coordinator.uploads.places.take()));
                 }
                 Ok(false) => {}
-                Err(err) => err.log(),
+                Err(err) => self.look_again(&err),
             }
         }
         self.session.note_server_full(self.next_place.is_some());
@@ -308,9 +308,15 @@ impl Link {
                 tracing::debug!(told = told.is_ok(), "a newer session was opened");
                 return Err(End::Superseded);
             }
-            Err(err) => err.log(),
+            Err(err) => self.look_again(&err),
         }
         Ok(())
+    }
+
+    /// The store failed: what waits has nobody else who looks for it before the sweeper does.
+    fn look_again(&mut self, err: &Error) {
+        err.log();
+        self.claim_at = Some(Instant::now() + limits::RETRY_PAUSE_MIN);
     }
 
     /// Finds out what need not be sent again of a transfer. Not here, because a disk may hang.

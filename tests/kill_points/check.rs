@@ -1,0 +1,94 @@
+//! What must be true when all is over, whatever happened: each file is there, equal, once, on disk
+//! and on record, and nothing else is.
+
+use std::{collections::BTreeSet, fs, path::PathBuf};
+
+use sqlx::{Connection as _, SqliteConnection};
+
+use crate::{common::files_beneath, stage::Stage};
+
+/// Returns everything that is wrong.
+pub async fn problems(stage: &Stage) -> Vec<String> {
+    let mut problems = Vec::new();
+    for log in ["server.log", "client.log"] {
+        let text = fs::read_to_string(stage.path(log)).expect("a log");
+        if let Some(line) = text.lines().find(|line| line.contains("panicked")) {
+            problems.push(format!("{log}: {line}"));
+        }
+    }
+    let mut landed = BTreeSet::new();
+    match records(stage, &mut landed).await {
+        Ok(mut wrong) => problems.append(&mut wrong),
+        Err(err) => problems.push(format!("the records cannot be read: {err}")),
+    }
+    let on_disk: BTreeSet<_> = files_beneath(&stage.data().join("files")).into_iter().collect();
+    if on_disk != landed {
+        problems.push(format!("on disk are {on_disk:?}, on record {landed:?}"));
+    }
+    problems
+}
+
+/// Compares the records with the plan, and the files that they name with the sources.
+async fn records(stage: &Stage, landed: &mut BTreeSet<PathBuf>) -> sqlx::Result<Vec<String>> {
+    let mut wrong = Vec::new();
+    let url = format!("sqlite:{}", stage.data().join("fts.db").display());
+    let mut store = SqliteConnection::connect(&url).await?;
+    let integrity: String =
+        sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut store).await?;
+    if integrity != "ok" {
+        wrong.push(format!("integrity_check: {integrity}"));
+    }
+    let count: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM transfers").fetch_one(&mut store).await?;
+    if count != i64::try_from(stage.plan.len()).expect("small") {
+        wrong.push(format!("{count} transfers for {} requests", stage.plan.len()));
+    }
+    for asked in &stage.plan {
+        let name = asked.name;
+        let Some(id) = stage.ids.borrow().get(name).cloned() else {
+            wrong.push(format!("{name} was never asked for"));
+            continue;
+        };
+        let record: Option<(String, i64)> =
+            sqlx::query_as("SELECT state, epoch FROM transfers WHERE id = $1 AND request_id = $2")
+                .bind(&id)
+                .bind(name)
+                .fetch_optional(&mut store)
+                .await?;
+        let Some((state, epoch)) = record else {
+            wrong.push(format!("{name} was answered, and has no record"));
+            continue;
+        };
+        let completed: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM events
+             WHERE transfer_id = $1 AND is_final AND snapshot LIKE '%\"COMPLETE\"%'",
+        )
+        .bind(&id)
+        .fetch_one(&mut store)
+        .await?;
+        if state != "COMPLETE" || completed != 1 {
+            wrong.push(format!("{name} is {state}, and was COMPLETE {completed} times"));
+        }
+        let path =
+            stage.data().join("files").join(&id[id.len() - 2..]).join(format!("{id}.{epoch}"));
+        match fs::read(&path) {
+            Ok(data) if data == asked.data => drop(landed.insert(path)),
+            Ok(data) => wrong.push(format!("{name} landed with {} other bytes", data.len())),
+            Err(err) => wrong.push(format!("{name} is not where the record says: {err}")),
+        }
+    }
+    store.close().await?;
+    Ok(wrong)
+}
+
+/// Returns whether the first attempt at a file was the one that is COMPLETE.
+pub async fn landed_at_once(stage: &Stage, name: &str) -> sqlx::Result<bool> {
+    let url = format!("sqlite:{}", stage.data().join("fts.db").display());
+    let mut store = SqliteConnection::connect(&url).await?;
+    let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM transfers WHERE request_id = $1")
+        .bind(name)
+        .fetch_one(&mut store)
+        .await?;
+    store.close().await?;
+    Ok(epoch == 1)
+}

@@ -1,0 +1,266 @@
+//! Plays one point: a pull under `strace` from a fresh copy of what the programs are to find, then
+//! one without, to its end.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::process::ExitStatusExt as _,
+    path::PathBuf,
+    process::ExitStatus,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::{
+    check,
+    common::process::{Process, pause},
+    point::{Fault, Place, Point, Program, Site, Start},
+    pull::{Patience, Stop, pull, queue},
+    stage::{Asked, Stage, plan},
+    trace::{self, Call, Tracer, is_sync},
+};
+
+pub struct Rig {
+    strace: PathBuf,
+    shared: TempDir,
+    plan: Vec<Asked>,
+    runtime: Runtime,
+}
+
+/// What became of a point.
+#[derive(Debug)]
+pub struct Played {
+    /// The how many-th call of its site had the fault, over all threads; none if none had it.
+    pub hit: Option<usize>,
+    /// Why the pull under `strace` did not come to its end.
+    pub stopped: Option<Stop>,
+    pub problems: Vec<String>,
+    /// Where to look, if there are problems.
+    pub kept: Option<PathBuf>,
+}
+
+/// A pull under `strace`, after its program has ended.
+struct Traced {
+    pulled: Result<(), Stop>,
+    /// How the program ended; `None` if it had to be ended.
+    ended: Option<ExitStatus>,
+    /// What it said until then.
+    said: String,
+    calls: Vec<Call>,
+    /// The other program, if it was started.
+    other: Option<Process>,
+}
+
+impl Rig {
+    pub fn new(strace: PathBuf) -> Self {
+        let rig = Self {
+            strace,
+            shared: TempDir::new().expect("a directory"),
+            plan: plan(),
+            runtime: Runtime::new().expect("a runtime"),
+        };
+        for asked in &rig.plan {
+            fs::write(rig.shared.path().join(asked.name), &asked.data).expect("written");
+        }
+        rig
+    }
+
+    /// Makes what the programs are to find.
+    pub fn prepare(&self, start: Start) -> Stage {
+        // What is long to send is pulled in one of them.
+        let names: &[&str] = match start {
+            Start::Empty => &["SMALL"],
+            Start::Queued => &["LARGE", "SMALL", "LIVE"],
+            Start::Published => &["LARGE"],
+        };
+        let plan = self.plan.iter().filter(|asked| names.contains(&asked.name)).cloned();
+        let mut stage = Stage::empty(self.shared.path(), plan.collect());
+        if start == Start::Empty {
+            return stage;
+        }
+        let mut server = stage.start_server(None);
+        stage.listens(&mut server).expect("it starts");
+        self.runtime.block_on(queue(&stage, &["LARGE", "SMALL"]));
+        server.signal(Signal::TERM);
+        server.wait();
+        if start == Start::Published {
+            let kill = "queued:server:kill:fsync:data/files/of-LARGE:1".parse().expect("a point");
+            let tracer = Tracer::at(&self.strace, &stage.path("trace"), &kill, &stage.names());
+            let traced = self.under(&mut stage, Program::Server, &tracer);
+            assert!(is_killed(traced.ended), "the large file was not published");
+        }
+        stage
+    }
+
+    /// Returns every point of a program and a fault, and how many calls each site has in all.
+    pub fn points(
+        &self,
+        found: &Stage,
+        start: Start,
+        program: Program,
+        fault: Fault,
+    ) -> (Vec<Point>, BTreeMap<Site, usize>) {
+        let mut stage = found.copy();
+        // What is not known before is not known to a point either.
+        let names = stage.names();
+        let tracer = Tracer::dry(&self.strace, &stage.path("trace"));
+        let traced = self.under(&mut stage, program, &tracer);
+        traced.pulled.expect("a dry run delivers");
+        let sites = trace::sites(&traced.calls, &names);
+        let sites: Vec<_> = sites.into_iter().filter(|(site, _)| fault.befalls(site)).collect();
+        let points = sites.iter().flat_map(|(site, (by_one_thread, _))| {
+            let at = |nth| Point { start, program, fault, site: site.clone(), nth };
+            (1..=*by_one_thread).map(at)
+        });
+        let points = points.collect();
+        (points, sites.into_iter().map(|(site, (_, all))| (site, all)).collect())
+    }
+
+    pub fn play(&self, found: &Stage, point: &Point) -> Played {
+        let mut stage = found.copy();
+        let tracer = Tracer::at(&self.strace, &stage.path("trace"), point, &stage.names());
+        let traced = self.under(&mut stage, point.program, &tracer);
+        let hit = hit(point, traced.ended, &traced.calls);
+        let mut problems: Vec<_> = misconduct(point, hit, &traced).into_iter().collect();
+        let Traced { pulled, calls, other, .. } = traced;
+        // SQLite syncs its log once more before it moves what was committed, and so synced before.
+        let is_ours = !matches!(&point.site.place, Place::File(name) if name.contains("fts.db"));
+        if is_ours && let Some(call) = trace::synced_again(&calls) {
+            problems.push(format!("synced again after that failed: {call:?}"));
+        }
+        if let Err(why) = self.mend(&mut stage, point.program, other) {
+            problems.push(format!("without strace: {why}"));
+        }
+        problems.extend(self.runtime.block_on(check::problems(&stage)));
+        if hit.is_some() && forbids_to_land(point) {
+            let at_once = self.runtime.block_on(check::landed_at_once(&stage, "LARGE"));
+            if at_once.expect("a record") {
+                problems.push("the attempt whose sync failed is COMPLETE".to_owned());
+            }
+        }
+        let kept = (!problems.is_empty()).then(|| stage.keep());
+        Played { hit, stopped: pulled.err(), problems, kept }
+    }
+
+    /// Pulls under `strace`, then ends the program: softly, unless it is in the middle.
+    fn under(&self, stage: &mut Stage, program: Program, tracer: &Tracer) -> Traced {
+        let pulled = |stage: &Stage, mortal: &mut Process| {
+            self.runtime.block_on(pull(stage, mortal, Patience::SHORT))
+        };
+        let (mut mortal, other, mut pulled) = match program {
+            Program::Server => {
+                let mut server = stage.start_server(Some(tracer));
+                if let Err(status) = stage.listens(&mut server) {
+                    (server, None, Err(Stop::Ended(status)))
+                } else {
+                    let client = stage.start_client(None);
+                    let pulled = pulled(stage, &mut server);
+                    (server, Some(client), pulled)
+                }
+            }
+            Program::Client => {
+                let mut server = stage.start_server(None);
+                stage.listens(&mut server).expect("it starts");
+                let mut client = stage.start_client(Some(tracer));
+                let pulled = pulled(stage, &mut client);
+                (client, Some(server), pulled)
+            }
+        };
+        let said = mortal.read_log();
+        let process = mortal.id().as_raw_nonzero().get();
+        let mut ended = mortal.ended();
+        // A signal reaches the runtime over a socket of its own, which no fault is meant for.
+        if ended.is_none() && pulled.is_ok() && !tracer.breaks_sockets() {
+            mortal.signal(Signal::TERM);
+            ended = ended_in_time(&mut mortal);
+            if ended.is_none() {
+                pulled = Err(Stop::Stays("it was told to stop, and did not".to_owned()));
+            }
+        }
+        if mortal.ended().is_none() {
+            mortal.kill();
+        }
+        Traced { pulled, ended, said, calls: tracer.calls(process), other }
+    }
+
+    /// Starts again what has ended, as if nothing had been, and pulls to the end.
+    fn mend(
+        &self,
+        stage: &mut Stage,
+        program: Program,
+        other: Option<Process>,
+    ) -> Result<(), String> {
+        let (server, client) = match program {
+            Program::Server => (None, other),
+            Program::Client => (other, None),
+        };
+        let mut server = server.unwrap_or_else(|| stage.start_server(None));
+        if let Err(status) = stage.listens(&mut server) {
+            return Err(format!("the server does not start again: {status}"));
+        }
+        let _client = client.unwrap_or_else(|| stage.start_client(None));
+        let pulled = self.runtime.block_on(pull(stage, &mut server, Patience::LONG));
+        if server.ended().is_none() {
+            server.signal(Signal::TERM);
+            server.wait();
+        }
+        pulled.map_err(|stop| stop.to_string())
+    }
+}
+
+/// Returns what a program did that no fault excuses. From an error it recovers, or a transfer says
+/// when it is tried again; only one that has not begun to serve may end, and then it says why.
+fn misconduct(point: &Point, hit: Option<usize>, traced: &Traced) -> Option<String> {
+    let Err(stop) = &traced.pulled else { return None };
+    if hit.is_none() {
+        return Some(format!("without a fault: {stop}"));
+    }
+    let is_refusal = match stop {
+        Stop::Waits(_) => return None,
+        Stop::Stays(_) => return Some(stop.to_string()),
+        Stop::Ended(status) => status.code().is_some_and(|code| code == 1 || code == 78),
+    };
+    let serves = ["\"message\":\"serving\"", "\"message\":\"registered\""];
+    let has_served = serves.iter().any(|text| traced.said.contains(text));
+    let is_said = traced.said.contains("error") || traced.said.contains("cannot");
+    let is_fine = point.fault == Fault::Kill || (is_refusal && !has_served && is_said);
+    (!is_fine).then(|| format!("{stop}, and said: {}", traced.said))
+}
+
+fn ended_in_time(process: &mut Process) -> Option<ExitStatus> {
+    let until = Instant::now() + STOP_WAIT;
+    while Instant::now() < until {
+        if let Some(status) = process.ended() {
+            return Some(status);
+        }
+        pause();
+    }
+    None
+}
+
+/// Either program, told to stop, ends in this time.
+const STOP_WAIT: Duration = Duration::from_secs(45);
+
+fn is_killed(ended: Option<ExitStatus>) -> bool {
+    ended.and_then(|status| status.signal()) == Some(Signal::KILL.as_raw())
+}
+
+/// Returns which call of its site had the fault.
+fn hit(point: &Point, ended: Option<ExitStatus>, calls: &[Call]) -> Option<usize> {
+    let of_site: Vec<_> = calls.iter().filter(|call| call.name == point.site.call).collect();
+    if point.fault == Fault::Kill {
+        return is_killed(ended).then_some(of_site.len());
+    }
+    of_site.iter().position(|call| call.is_injected).map(|index| index + 1)
+}
+
+/// Whether the large file must not be COMPLETE by the attempt that met this: its data or its name
+/// is not known to be on the disk.
+fn forbids_to_land(point: &Point) -> bool {
+    let Place::File(name) = &point.site.place else { return false };
+    let is_of_file = name.contains("LARGE") && point.start == Start::Queued;
+    is_of_file && is_sync(&point.site.call) && matches!(point.fault, Fault::Io | Fault::Full)
+}

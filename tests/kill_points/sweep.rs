@@ -1,0 +1,114 @@
+//! Which points are played, and what is told of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    common::tools,
+    point::{Fault, Point, Program, Site, Start},
+    rig::{Played, Rig},
+};
+
+/// What is asked of a run of the tests.
+enum Wanted {
+    Sample,
+    All,
+    One(Point),
+}
+
+/// Plays every point of a program and a fault that is wanted.
+pub fn sweep(test: &str, program: Program, fault: Fault, starts: &[Start]) {
+    let Some(strace) = tools::tool(test, "strace") else { return };
+    let wanted = match env::var("KILL").as_deref() {
+        Err(_) => Wanted::Sample,
+        Ok("all") => Wanted::All,
+        Ok(point) => Wanted::One(point.parse().expect("KILL=all, or a point")),
+    };
+    let rig = Rig::new(strace);
+    let mut tally = Tally::default();
+    for &start in starts {
+        let points = match &wanted {
+            Wanted::One(point) => {
+                if (point.start, point.program, point.fault) != (start, program, fault) {
+                    continue;
+                }
+                let found = rig.prepare(start);
+                tally.add(point, rig.play(&found, point));
+                continue;
+            }
+            Wanted::All => usize::MAX,
+            Wanted::Sample => SAMPLE,
+        };
+        let found = rig.prepare(start);
+        let (all, calls) = rig.points(&found, start, program, fault);
+        tally.calls += calls.values().sum::<usize>();
+        for point in spread(&all, points) {
+            let began = Instant::now();
+            let played = rig.play(&found, point);
+            tally.longest = tally.longest.max((began.elapsed(), point.to_string()));
+            tally.add(point, played);
+        }
+    }
+    tally.tell(test, matches!(wanted, Wanted::All));
+}
+
+/// How many points of each start are in the sample.
+const SAMPLE: usize = 6;
+
+/// Returns at most `some` points, always the same ones, evenly spread.
+fn spread(points: &[Point], some: usize) -> impl Iterator<Item = &Point> {
+    let some = some.min(points.len());
+    (0..some).map(move |index| &points[(index * points.len() + points.len() / 2) / some])
+}
+
+/// What came of all points.
+#[derive(Default)]
+struct Tally {
+    played: usize,
+    /// Calls that a dry run made.
+    calls: usize,
+    /// Of which the fault met these.
+    hit: BTreeSet<(String, Site, usize)>,
+    /// The pull under `strace` did not come to its end, by what it said.
+    stopped: BTreeMap<String, Vec<String>>,
+    longest: (Duration, String),
+    failed: Vec<String>,
+}
+
+impl Tally {
+    fn add(&mut self, point: &Point, played: Played) {
+        self.played += 1;
+        let point_text = point.to_string();
+        if let Some(ordinal) = played.hit {
+            self.hit.insert((format!("{:?}", point.start), point.site.clone(), ordinal));
+        }
+        if let Some(stop) = played.stopped {
+            self.stopped.entry(stop.to_string()).or_default().push(point_text.clone());
+        }
+        if let Some(kept) = played.kept {
+            let problems = played.problems.join("\n  ");
+            let text = format!("KILL={point_text} ({})\n  {problems}", kept.display());
+            eprintln!("FAILED {text}");
+            self.failed.push(text);
+        }
+    }
+
+    fn tell(self, test: &str, all: bool) {
+        let (played, hit, calls) = (self.played, self.hit.len(), self.calls);
+        let failed = self.failed.len();
+        eprintln!("{test}: {played} points, {hit} of {calls} calls met, {failed} failed");
+        eprintln!("  the longest: {:?} {}", self.longest.0, self.longest.1);
+        if all {
+            for (why, points) in &self.stopped {
+                eprintln!("  {} were stopped by: {why}; such as {}", points.len(), points[0]);
+            }
+        }
+        assert!(self.failed.is_empty(), "to run one again:\n{}", self.failed.join("\n"));
+        // Not every run makes as many calls as the dry one; but a sweep that meets nothing proves
+        // nothing.
+        assert!(hit * 2 >= played, "only {hit} of {played} points were met");
+    }
+}
