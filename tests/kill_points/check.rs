@@ -55,7 +55,7 @@ async fn records(stage: &Stage, landed: &mut BTreeSet<PathBuf>) -> sqlx::Result<
                 .bind(name)
                 .fetch_optional(&mut store)
                 .await?;
-        let Some((state, epoch)) = record else {
+        let Some((stands, epoch)) = record else {
             wrong.push(format!("{name} was answered, and has no record"));
             continue;
         };
@@ -66,8 +66,8 @@ async fn records(stage: &Stage, landed: &mut BTreeSet<PathBuf>) -> sqlx::Result<
         .bind(&id)
         .fetch_one(&mut store)
         .await?;
-        if state != "COMPLETE" || completed != 1 {
-            wrong.push(format!("{name} is {state}, and was COMPLETE {completed} times"));
+        if stands != "COMPLETE" || completed != 1 {
+            wrong.push(format!("{name} is {stands}, and was COMPLETE {completed} times"));
         }
         let path =
             stage.data().join("files").join(&id[id.len() - 2..]).join(format!("{id}.{epoch}"));

@@ -39,7 +39,7 @@ fn a_server_killed_at_any_call_delivers_once() {
 #[ignore = "test-all: needs strace"]
 fn a_client_killed_at_any_call_delivers_once() {
     let name = "a_client_killed_at_any_call_delivers_once";
-    sweep(name, Program::Client, Fault::Kill, &[Start::Queued]);
+    sweep(name, Program::Client, Fault::Kill, &Start::WITH_CLIENT);
 }
 
 #[test]
@@ -74,14 +74,14 @@ fn a_server_whose_connections_break_at_any_call_delivers_once() {
 #[ignore = "test-all: needs strace"]
 fn a_client_whose_disk_fails_at_any_call_delivers_once() {
     let name = "a_client_whose_disk_fails_at_any_call_delivers_once";
-    sweep(name, Program::Client, Fault::Io, &[Start::Queued]);
+    sweep(name, Program::Client, Fault::Io, &Start::WITH_CLIENT);
 }
 
 #[test]
 #[ignore = "test-all: needs strace"]
 fn a_client_interrupted_at_any_call_delivers_once() {
     let name = "a_client_interrupted_at_any_call_delivers_once";
-    sweep(name, Program::Client, Fault::Interrupted, &[Start::Queued]);
+    sweep(name, Program::Client, Fault::Interrupted, &Start::WITH_CLIENT);
 }
 
 #[test]

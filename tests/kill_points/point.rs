@@ -10,13 +10,17 @@ pub enum Start {
     Empty,
     /// The two files of the plan are asked for, and the client is not there.
     Queued,
+    /// The upload of the large file was cut in the middle, and both programs have ended.
+    Cut,
     /// As [`Start::Queued`], but the server was killed when it had published the large file, and had
     /// not recorded that.
     Published,
 }
 
 impl Start {
-    pub const ALL: [Self; 3] = [Self::Empty, Self::Queued, Self::Published];
+    pub const ALL: [Self; 4] = [Self::Empty, Self::Queued, Self::Cut, Self::Published];
+    /// Those in which a client finds something else.
+    pub const WITH_CLIENT: [Self; 2] = [Self::Queued, Self::Cut];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,8 +107,12 @@ pub struct Point {
     pub nth: usize,
 }
 
-const STARTS: [(Start, &str); 3] =
-    [(Start::Empty, "empty"), (Start::Queued, "queued"), (Start::Published, "published")];
+const STARTS: [(Start, &str); 4] = [
+    (Start::Empty, "empty"),
+    (Start::Queued, "queued"),
+    (Start::Cut, "cut"),
+    (Start::Published, "published"),
+];
 const PROGRAMS: [(Program, &str); 2] = [(Program::Server, "server"), (Program::Client, "client")];
 const FAULTS: [(Fault, &str); 5] = [
     (Fault::Kill, "kill"),

@@ -89,6 +89,29 @@ pub async fn queue(stage: &Stage, names: &[&'static str]) {
     }
 }
 
+/// Waits until so many bytes of a file have come.
+pub async fn follow_into(stage: &Stage, name: &str, bytes: u64) {
+    shown(stage, name, |transfer| transfer.bytes_done >= bytes).await;
+}
+
+/// Waits until the server has noted that an attempt broke.
+pub async fn follow_break(stage: &Stage, name: &str) {
+    shown(stage, name, |transfer| transfer.state() == proto::State::Interrupted).await;
+}
+
+async fn shown(stage: &Stage, name: &str, wanted: impl Fn(&proto::Transfer) -> bool) {
+    let id = stage.ids.borrow()[name].clone();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let transfer = transfer(stage, &id).await.expect("known");
+        if wanted(&transfer) {
+            return;
+        }
+        assert!(Instant::now() < until && !is_final(transfer.state()), "{transfer:?}");
+        sleep(LOOK).await;
+    }
+}
+
 fn request(stage: &Stage, asked: &Asked) -> proto::TriggerDownloadRequest {
     proto::TriggerDownloadRequest {
         client_id: CLIENT.to_owned(),

@@ -171,7 +171,7 @@ impl Stage {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    pub fn start_client(&self, tracer: Option<&Tracer>) -> Process {
+    pub fn start_client(&self, tracer: Option<&Tracer>, more: &[&str]) -> Process {
         let (state, url) = (self.path("state"), self.url());
         let args = [
             "--server",
@@ -188,6 +188,7 @@ impl Stage {
             "--max-uploads",
             "1",
         ];
+        let args = [&args, more].concat();
         self.start(env!("CARGO_BIN_EXE_fts-client"), "client.log", tracer, &args)
     }
 
