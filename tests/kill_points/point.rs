@@ -97,6 +97,14 @@ pub struct Site {
     pub call: String,
 }
 
+impl Site {
+    /// Whether it is about a file that is sent or lands, or a directory of such.
+    pub fn is_of_files(&self) -> bool {
+        let Place::File(name) = &self.place else { return false };
+        name.starts_with("data/files") || name.starts_with("shared/")
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Point {
     pub start: Start,

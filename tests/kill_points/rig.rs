@@ -132,9 +132,7 @@ impl Rig {
         let hit = hit(point, traced.ended, &traced.calls);
         let mut problems: Vec<_> = misconduct(point, hit, &traced).into_iter().collect();
         let Traced { pulled, calls, other, .. } = traced;
-        // SQLite syncs its log once more before it moves what was committed, and so synced before.
-        let is_ours = !matches!(&point.site.place, Place::File(name) if name.contains("fts.db"));
-        if is_ours && let Some(call) = trace::synced_again(&calls) {
+        if let Some(call) = trace::synced_again(&calls).filter(|_| may_not_sync_again(point)) {
             problems.push(format!("synced again after that failed: {call:?}"));
         }
         if let Err(why) = self.mend(&mut stage, point.program, other) {
@@ -267,10 +265,17 @@ fn hit(point: &Point, ended: Option<ExitStatus>, calls: &[Call]) -> Option<usize
     of_site.iter().position(|call| call.is_injected).map(|index| index + 1)
 }
 
+/// Whether what could not be synced may be lost, and so must be written again. An interrupted sync
+/// has lost nothing; and SQLite syncs its log once more before it moves what was committed, and so
+/// synced, before.
+fn may_not_sync_again(point: &Point) -> bool {
+    point.site.is_of_files() && matches!(point.fault, Fault::Io | Fault::Full)
+}
+
 /// Whether the large file must not be COMPLETE by the attempt that met this: its data or its name
 /// is not known to be on the disk.
 fn forbids_to_land(point: &Point) -> bool {
     let Place::File(name) = &point.site.place else { return false };
     let is_of_file = name.contains("LARGE") && point.start == Start::Queued;
-    is_of_file && is_sync(&point.site.call) && matches!(point.fault, Fault::Io | Fault::Full)
+    is_of_file && is_sync(&point.site.call) && may_not_sync_again(point)
 }

@@ -9,7 +9,8 @@ use std::{
 use crate::{
     common::tools,
     point::{Fault, Point, Program, Site, Start},
-    rig::{Played, Rig},
+    rig::Rig,
+    stage::Stage,
 };
 
 /// What is asked of a run of the tests.
@@ -30,38 +31,47 @@ pub fn sweep(test: &str, program: Program, fault: Fault, starts: &[Start]) {
     let rig = Rig::new(strace);
     let mut tally = Tally::default();
     for &start in starts {
-        let points = match &wanted {
-            Wanted::One(point) => {
-                if (point.start, point.program, point.fault) != (start, program, fault) {
-                    continue;
-                }
-                let found = rig.prepare(start);
-                tally.add(point, rig.play(&found, point));
-                continue;
+        if let Wanted::One(point) = &wanted {
+            if (point.start, point.program, point.fault) == (start, program, fault) {
+                tally.play(&rig, &rig.prepare(start), point);
             }
-            Wanted::All => usize::MAX,
-            Wanted::Sample => SAMPLE,
-        };
+            continue;
+        }
         let found = rig.prepare(start);
         let (all, calls) = rig.points(&found, start, program, fault);
         tally.calls += calls.values().sum::<usize>();
-        for point in spread(&all, points) {
-            let began = Instant::now();
-            let played = rig.play(&found, point);
-            tally.longest = tally.longest.max((began.elapsed(), point.to_string()));
-            tally.add(point, played);
+        let points = match wanted {
+            Wanted::Sample => sample(&all, start),
+            _ => all.iter().collect(),
+        };
+        for point in points {
+            tally.play(&rig, &found, point);
         }
     }
     tally.tell(test, matches!(wanted, Wanted::All));
 }
 
-/// How many points of each start are in the sample.
-const SAMPLE: usize = 6;
+/// Returns always the same ones of the points of a start: one of each site, and of those all that
+/// are about files that are sent or land, if the start is the usual one.
+fn sample(points: &[Point], start: Start) -> Vec<&Point> {
+    let sites = points.chunk_by(|one, next| one.site == next.site);
+    let middle: Vec<_> = sites.map(|site| &site[site.len() / 2]).collect();
+    if start != Start::Queued {
+        return spread(&middle, SAMPLE);
+    }
+    let (mut files, others): (Vec<_>, Vec<_>) =
+        middle.into_iter().partition(|point| point.site.is_of_files());
+    files.extend(spread(&others, SAMPLE));
+    files
+}
 
-/// Returns at most `some` points, always the same ones, evenly spread.
-fn spread(points: &[Point], some: usize) -> impl Iterator<Item = &Point> {
+/// So many points are taken where not all are.
+const SAMPLE: usize = 5;
+
+/// Returns at most `some` points, evenly spread.
+fn spread<'a>(points: &[&'a Point], some: usize) -> Vec<&'a Point> {
     let some = some.min(points.len());
-    (0..some).map(move |index| &points[(index * points.len() + points.len() / 2) / some])
+    (0..some).map(|index| points[(index * points.len() + points.len() / 2) / some]).collect()
 }
 
 /// What came of all points.
@@ -79,9 +89,12 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, point: &Point, played: Played) {
+    fn play(&mut self, rig: &Rig, found: &Stage, point: &Point) {
+        let began = Instant::now();
+        let played = rig.play(found, point);
         self.played += 1;
         let point_text = point.to_string();
+        self.longest = self.longest.clone().max((began.elapsed(), point_text.clone()));
         if let Some(ordinal) = played.hit {
             self.hit.insert((format!("{:?}", point.start), point.site.clone(), ordinal));
         }
