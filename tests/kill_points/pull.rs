@@ -59,13 +59,20 @@ impl fmt::Display for Stop {
 
 /// Pulls every file to COMPLETE, or returns why not. `mortal` may end meanwhile.
 pub async fn pull(stage: &Stage, mortal: &mut Process, patience: Patience) -> Result<(), Stop> {
+    let mut waits = Ok(());
     for asked in &stage.plan {
         let id = trigger(stage, asked, mortal, patience).await?;
         let before = stage.ids.borrow_mut().insert(asked.name, id.clone());
-        assert!(before.is_none_or(|before| before == id), "{} was asked for twice", asked.name);
-        follow(stage, &id, mortal, patience).await?;
+        if before.is_some_and(|before| before != id) {
+            return Err(Stop::Stays(format!("{} has become two transfers", asked.name)));
+        }
+        match follow(stage, &id, mortal, patience).await {
+            // The others need not wait for it.
+            Err(stop @ Stop::Waits(_)) => waits = waits.and(Err(stop)),
+            done => done?,
+        }
     }
-    Ok(())
+    waits
 }
 
 /// Asks for files in the name of a client that has been there, and has gone.
