@@ -5,7 +5,10 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use sqlx::{Connection as _, SqliteConnection};
 
-use crate::{common::files_beneath, stage::Stage};
+use crate::{
+    common::files_beneath,
+    stage::{Asked, Stage},
+};
 
 /// Returns everything that is wrong.
 pub async fn problems(stage: &Stage) -> Vec<String> {
@@ -81,14 +84,38 @@ async fn records(stage: &Stage, landed: &mut BTreeSet<PathBuf>) -> sqlx::Result<
     Ok(wrong)
 }
 
-/// Returns whether the first attempt at a file was the one that is COMPLETE.
-pub async fn landed_at_once(stage: &Stage, name: &str) -> sqlx::Result<bool> {
+/// What the record says of the work that a file took.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct Work {
+    pub epoch: i64,
+    pub attempts: i64,
+    pub received_bytes: i64,
+    pub kept_bytes: i64,
+    pub restart_detail: Option<String>,
+}
+
+pub async fn work(stage: &Stage, name: &str) -> sqlx::Result<Work> {
     let url = format!("sqlite:{}", stage.data().join("fts.db").display());
     let mut store = SqliteConnection::connect(&url).await?;
-    let epoch: i64 = sqlx::query_scalar("SELECT epoch FROM transfers WHERE request_id = $1")
-        .bind(name)
-        .fetch_one(&mut store)
-        .await?;
+    let work = sqlx::query_as(
+        "SELECT epoch, attempts, received_bytes, kept_bytes, restart_detail
+         FROM transfers WHERE request_id = $1",
+    )
+    .bind(name)
+    .fetch_one(&mut store)
+    .await?;
     store.close().await?;
-    Ok(epoch == 1)
+    Ok(work)
+}
+
+/// Returns what was sent again although it was kept, if anything was: `before` is what the record
+/// said when the upload had been cut.
+pub fn sent_again(asked: &Asked, before: &Work, after: &Work) -> Option<String> {
+    if let Some(why) = &after.restart_detail {
+        return Some(format!("it began from zero: {why}"));
+    }
+    let size = i64::try_from(asked.data.len()).expect("small");
+    let rests = (after.attempts - before.attempts) * (size - before.kept_bytes);
+    let most = before.received_bytes + rests;
+    (after.received_bytes > most).then(|| format!("sent again: {before:?}, then {after:?}"))
 }

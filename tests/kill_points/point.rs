@@ -10,6 +10,9 @@ pub enum Start {
     Empty,
     /// The two files of the plan are asked for, and the client is not there.
     Queued,
+    /// As [`Start::Queued`], and the client is killed in the middle of the large file, and another
+    /// one started.
+    Breaking,
     /// The upload of the large file was cut in the middle, and both programs have ended.
     Cut,
     /// As [`Start::Queued`], but the server was killed when it had published the large file, and had
@@ -18,7 +21,8 @@ pub enum Start {
 }
 
 impl Start {
-    pub const ALL: [Self; 4] = [Self::Empty, Self::Queued, Self::Cut, Self::Published];
+    pub const ALL: [Self; 5] =
+        [Self::Empty, Self::Queued, Self::Breaking, Self::Cut, Self::Published];
     /// Those in which a client finds something else.
     pub const WITH_CLIENT: [Self; 2] = [Self::Queued, Self::Cut];
 }
@@ -98,10 +102,15 @@ pub struct Site {
 }
 
 impl Site {
-    /// Whether it is about a file that is sent or lands, or a directory of such.
+    /// Whether it is about a file that is sent or lands, or a directory of such files.
     pub fn is_of_files(&self) -> bool {
         let Place::File(name) = &self.place else { return false };
         name.starts_with("data/files") || name.starts_with("shared/")
+    }
+
+    /// Whether it is about what is kept of a file that is received.
+    pub fn is_of_partial(&self) -> bool {
+        matches!(&self.place, Place::File(name) if name.starts_with("data/files/partial/"))
     }
 }
 
@@ -115,9 +124,10 @@ pub struct Point {
     pub nth: usize,
 }
 
-const STARTS: [(Start, &str); 4] = [
+const STARTS: [(Start, &str); 5] = [
     (Start::Empty, "empty"),
     (Start::Queued, "queued"),
+    (Start::Breaking, "breaking"),
     (Start::Cut, "cut"),
     (Start::Published, "published"),
 ];

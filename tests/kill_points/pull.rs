@@ -96,14 +96,36 @@ pub async fn queue(stage: &Stage, names: &[&'static str]) {
     }
 }
 
-/// Waits until so many bytes of a file have come.
-pub async fn follow_into(stage: &Stage, name: &str, bytes: u64) {
-    shown(stage, name, |transfer| transfer.bytes_done >= bytes).await;
+/// Waits until half of a file that was asked for has come.
+pub async fn follow_half(
+    stage: &Stage,
+    asked: &Asked,
+    mortal: &mut Process,
+    patience: Patience,
+) -> Result<(), Stop> {
+    let id = stage.ids.borrow()[asked.name].clone();
+    let until = Instant::now() + patience.wait;
+    loop {
+        let why = match watched(mortal, until, transfer(stage, &id)).await? {
+            Ok(transfer) if transfer.bytes_done >= asked.data.len() as u64 / 2 => return Ok(()),
+            Ok(transfer)
+                if is_final(transfer.state()) || waits_longer(&transfer, patience.pause) =>
+            {
+                return Err(Stop::Waits(standing(&transfer)));
+            }
+            Ok(transfer) => Status::unavailable(standing(&transfer)),
+            Err(status) => status,
+        };
+        again(mortal, until, &why).await?;
+    }
 }
 
-/// Waits until the server has noted that an attempt broke.
+/// Waits until the server has noted that an attempt broke, and what it keeps.
 pub async fn follow_break(stage: &Stage, name: &str) {
-    shown(stage, name, |transfer| transfer.state() == proto::State::Interrupted).await;
+    let is_broken = |transfer: &proto::Transfer| {
+        transfer.state() == proto::State::Interrupted && transfer.bytes_kept > 0
+    };
+    shown(stage, name, is_broken).await;
 }
 
 async fn shown(stage: &Stage, name: &str, wanted: impl Fn(&proto::Transfer) -> bool) {

@@ -18,7 +18,7 @@ use crate::{
     check,
     common::process::{Process, pause},
     point::{Fault, Place, Point, Program, Site, Start},
-    pull::{Patience, Stop, follow_break, follow_into, pull, queue},
+    pull::{Patience, Stop, follow_break, follow_half, pull, queue},
     stage::{Asked, Stage, plan},
     trace::{self, Call, Tracer, is_sync},
 };
@@ -74,10 +74,10 @@ impl Rig {
         let names: &[&str] = match start {
             Start::Empty => &["SMALL"],
             Start::Queued => &["LARGE", "SMALL", "LIVE"],
-            Start::Cut | Start::Published => &["LARGE"],
+            Start::Breaking | Start::Cut | Start::Published => &["LARGE"],
         };
         let plan = self.plan.iter().filter(|asked| names.contains(&asked.name)).cloned();
-        let mut stage = Stage::empty(self.shared.path(), plan.collect());
+        let mut stage = Stage::empty(self.shared.path(), plan.collect(), start);
         if start == Start::Empty {
             return stage;
         }
@@ -85,8 +85,9 @@ impl Rig {
         stage.listens(&mut server).expect("it starts");
         self.runtime.block_on(queue(&stage, &["LARGE", "SMALL"]));
         if start == Start::Cut {
-            let client = stage.start_client(None, &["--max-rate", "8MB/s"]);
-            self.runtime.block_on(follow_into(&stage, "LARGE", 3 << 20));
+            let client = stage.start_client(None, &SLOWLY);
+            let half = follow_half(&stage, &stage.plan[0], &mut server, Patience::LONG);
+            self.runtime.block_on(half).expect("it moves");
             client.kill();
             self.runtime.block_on(follow_break(&stage, "LARGE"));
         }
@@ -139,14 +140,36 @@ impl Rig {
             problems.push(format!("without strace: {why}"));
         }
         problems.extend(self.runtime.block_on(check::problems(&stage)));
-        if hit.is_some() && forbids_to_land(point) {
-            let at_once = self.runtime.block_on(check::landed_at_once(&stage, "LARGE"));
-            if at_once.expect("a record") {
-                problems.push("the attempt whose sync failed is COMPLETE".to_owned());
-            }
+        if problems.is_empty() {
+            problems.extend(self.misworked(found, &stage, point, hit));
         }
         let kept = (!problems.is_empty()).then(|| stage.keep());
         Played { hit, stopped: pulled.err(), problems, kept }
+    }
+
+    /// Returns what was done too little or too much.
+    fn misworked(
+        &self,
+        found: &Stage,
+        stage: &Stage,
+        point: &Point,
+        hit: Option<usize>,
+    ) -> Option<String> {
+        let work = |stage| self.runtime.block_on(check::work(stage, "LARGE")).expect("a record");
+        if hit.is_some() && forbids_to_land(point) && work(stage).epoch == 1 {
+            return Some("the attempt whose sync failed is COMPLETE".to_owned());
+        }
+        // What a disk fails to read or to write is not kept.
+        let is_kept = matches!(point.fault, Fault::Kill | Fault::Interrupted);
+        if point.start == Start::Breaking && is_kept {
+            let why = work(stage).restart_detail?;
+            return Some(format!("it began from zero: {why}"));
+        }
+        if point.start == Start::Cut && is_kept {
+            // Opened only once the run is over, so that each run finds the same files.
+            return check::sent_again(&stage.plan[0], &work(&found.copy()), &work(stage));
+        }
+        None
     }
 
     /// Pulls under `strace`, then ends the program: softly, unless it is in the middle.
@@ -160,7 +183,7 @@ impl Rig {
                 if let Err(status) = stage.listens(&mut server) {
                     (server, None, Err(Stop::Ended(status)))
                 } else {
-                    let client = stage.start_client(None, &[]);
+                    let client = self.client_of(stage, &mut server);
                     let pulled = pulled(stage, &mut server);
                     (server, Some(client), pulled)
                 }
@@ -188,6 +211,18 @@ impl Rig {
             mortal.kill();
         }
         Traced { pulled, ended, said, calls: strace.calls(process), other }
+    }
+
+    /// Starts a client; one that is to be killed in the middle is killed, and the next one started.
+    fn client_of(&self, stage: &Stage, server: &mut Process) -> Process {
+        if stage.start() == Start::Breaking {
+            let client = stage.start_client(None, &SLOWLY);
+            let half = follow_half(stage, &stage.plan[0], server, Patience::SHORT);
+            // Without a half there is nothing to break.
+            drop(self.runtime.block_on(half));
+            client.kill();
+        }
+        stage.start_client(None, &[])
     }
 
     /// Starts again what has ended, as if nothing had been, and pulls to the end.
@@ -251,6 +286,9 @@ fn ended_in_time(process: &mut Process) -> Option<ExitStatus> {
 
 /// Either program, told to stop, ends in this time.
 const STOP_WAIT: Duration = Duration::from_secs(45);
+
+/// For a client that is to be killed in the middle of a file.
+const SLOWLY: [&str; 2] = ["--max-rate", "8MB/s"];
 
 fn is_killed(ended: Option<ExitStatus>) -> bool {
     ended.and_then(|status| status.signal()) == Some(Signal::KILL.as_raw())

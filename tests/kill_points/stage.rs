@@ -18,6 +18,7 @@ use crate::{
         process::{Process, pause},
         server::PATIENCE,
     },
+    point::Start,
     trace::Tracer,
 };
 
@@ -98,21 +99,26 @@ pub struct Stage {
     pub ids: RefCell<BTreeMap<&'static str, String>>,
     /// The server's, once it has had one.
     port: u16,
+    start: Start,
 }
 
 impl Stage {
     /// An empty one, whose client shares `shared`.
-    pub fn empty(shared: &Path, plan: Vec<Asked>) -> Self {
+    pub fn empty(shared: &Path, plan: Vec<Asked>, start: Start) -> Self {
         let dir = TempDir::new().expect("a directory");
         let ids = RefCell::default();
-        Self { dir, shared: shared.to_owned(), plan, ids, port: 0 }
+        Self { dir, shared: shared.to_owned(), plan, ids, port: 0, start }
     }
 
     /// One that looks the same.
     pub fn copy(&self) -> Self {
-        let copy = Self::empty(&self.shared, self.plan.clone());
+        let copy = Self::empty(&self.shared, self.plan.clone(), self.start);
         copy_dir(&self.data(), &copy.data());
         Self { ids: self.ids.clone(), ..copy }
+    }
+
+    pub fn start(&self) -> Start {
+        self.start
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -147,7 +153,7 @@ impl Stage {
             "--heartbeat",
             "2s",
         ];
-        self.start(env!("CARGO_BIN_EXE_fts-server"), "server.log", tracer, &args)
+        self.run(env!("CARGO_BIN_EXE_fts-server"), "server.log", tracer, &args)
     }
 
     /// Waits until the server listens, or has ended instead.
@@ -189,10 +195,10 @@ impl Stage {
             "1",
         ];
         let args = [&args, more].concat();
-        self.start(env!("CARGO_BIN_EXE_fts-client"), "client.log", tracer, &args)
+        self.run(env!("CARGO_BIN_EXE_fts-client"), "client.log", tracer, &args)
     }
 
-    fn start(&self, program: &str, log: &str, tracer: Option<&Tracer>, args: &[&str]) -> Process {
+    fn run(&self, program: &str, log: &str, tracer: Option<&Tracer>, args: &[&str]) -> Process {
         let log = self.path(log);
         let Some(tracer) = tracer else { return Process::start(program, &log, args, &[]) };
         let mut all = tracer.arguments();

@@ -51,22 +51,22 @@ pub fn sweep(test: &str, program: Program, fault: Fault, starts: &[Start]) {
     tally.tell(test, matches!(wanted, Wanted::All));
 }
 
-/// Returns always the same ones of the points of a start: one of each site, and of those all that
-/// are about files that are sent or land, if the start is the usual one.
+/// Returns always the same ones of the points of a start: at most one of each site, and of those
+/// all that are about what this start is about.
 fn sample(points: &[Point], start: Start) -> Vec<&Point> {
     let sites = points.chunk_by(|one, next| one.site == next.site);
-    let middle: Vec<_> = sites.map(|site| &site[site.len() / 2]).collect();
-    if start != Start::Queued {
-        return spread(&middle, SAMPLE);
-    }
-    let (mut files, others): (Vec<_>, Vec<_>) =
-        middle.into_iter().partition(|point| point.site.is_of_files());
-    files.extend(spread(&others, SAMPLE));
-    files
+    let middle = sites.map(|site| &site[site.len() / 2]);
+    let (mut all, others): (Vec<_>, Vec<_>) = middle.partition(|point| match start {
+        Start::Queued => point.site.is_of_files(),
+        Start::Breaking => point.site.is_of_partial(),
+        Start::Empty | Start::Cut | Start::Published => false,
+    });
+    all.extend(spread(&others, SAMPLE));
+    all
 }
 
 /// So many points are taken where not all are.
-const SAMPLE: usize = 5;
+const SAMPLE: usize = 3;
 
 /// Returns at most `some` points, evenly spread.
 fn spread<'a>(points: &[&'a Point], some: usize) -> Vec<&'a Point> {
