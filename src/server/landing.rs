@@ -212,7 +212,8 @@ impl Landing {
         self.disk.sync_dir(dir)?;
         let is_durable = self.is_durable(shard);
         if is_durable.is_none_or(|is_durable| !is_durable.load(Ordering::Acquire)) {
-            self.disk.sync_dir(&self.root)?;
+            // Opened anew: where a sync has failed, the next one may succeed and mean nothing.
+            self.disk.sync_dir(&open_dir(&self.root, ".")?)?;
             is_durable.inspect(|is_durable| is_durable.store(true, Ordering::Release));
         }
         Ok(())
