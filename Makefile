@@ -7,7 +7,7 @@ CARGO ?= cargo
 # The dependencies of Cargo.lock, and no others.
 LOCKED ?= --locked
 
-.PHONY: help build demo test test-all lint fmt check-client deny doc chaos chaos-faults chaos-kills bench bench-micro fleet network sabotage run-server run-client clean
+.PHONY: help build demo test test-all lint fmt check-client deny doc chaos chaos-faults chaos-kills bench bench-micro fleet network run-server run-client clean
 
 help: ## says what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,8 +23,6 @@ test: ## the fast tests; says what it left out, and why
 
 test-all: ## every test, slow and foreign ones too (needs grpcurl, Python with grpcio)
 	@scripts/test all
-
-chaos: chaos-kills
 
 chaos-kills: ## kills and fails the programs at every single call (needs strace; KILL=POINT: one again)
 	KILL=$(or $(KILL),all) $(CARGO) test $(LOCKED) --all-features --test kill_points -- --include-ignored --nocapture
@@ -48,7 +46,7 @@ deny: ## checks licences, sources and unwanted crates (needs cargo-deny)
 doc: ## builds the documentation; a broken link is an error
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(LOCKED) --all-features --no-deps --document-private-items
 
-chaos: chaos-faults ## everything that breaks fts on purpose, for a while (SECONDS=600 SEED=7)
+chaos: chaos-kills chaos-faults ## everything that breaks fts on purpose, for a while (SECONDS=600 SEED=7)
 
 chaos-faults: ## random faults, run after run (SECONDS=600), or one seed of them (SEED=7)
 	FTS_CHAOS_SECONDS=$(or $(SECONDS),300) FTS_CHAOS_SEED=$(SEED) \
