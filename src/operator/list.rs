@@ -185,6 +185,12 @@ pub(super) async fn show(context: &Context, id: TransferId) -> Result<(), Error>
     if !transfer.source_path.is_empty() {
         pairs.push(("source", transfer.source_path.clone()));
     }
+    if transfer.bytes_kept > 0 {
+        pairs.push(("kept", words::exact(transfer.bytes_kept)));
+    }
+    if !transfer.restart_detail.is_empty() {
+        pairs.push(("began anew", transfer.restart_detail.clone()));
+    }
     if transfer.max_rate > 0 {
         pairs.push(("cap", format!("{}/s", words::bytes(transfer.max_rate))));
     }

@@ -24,9 +24,12 @@ pub(super) struct TransferView<'a> {
     size_bytes: Option<u64>,
     done_bytes: u64,
     received_bytes: u64,
+    kept_bytes: u64,
     blake3: Option<&'a str>,
     consistency: String,
     delivered: Option<String>,
+    trusted_bytes: Option<u64>,
+    restart_detail: Option<&'a str>,
     fingerprint: Option<FingerprintView>,
     source_path: Option<&'a str>,
     location: Option<&'a str>,
@@ -115,9 +118,12 @@ impl<'a> From<&'a proto::Transfer> for TransferView<'a> {
             size_bytes: t.size,
             done_bytes: t.bytes_done,
             received_bytes: t.bytes_received,
+            kept_bytes: t.bytes_kept,
             blake3: some(&t.digest),
             consistency: consistency(t.consistency),
             delivered: delivered(t.delivered),
+            trusted_bytes: (t.state() == proto::State::Complete).then_some(t.bytes_trusted),
+            restart_detail: some(&t.restart_detail),
             fingerprint: t.fingerprint.as_ref().map(FingerprintView::from),
             source_path: some(&t.source_path),
             location: some(&t.location),
@@ -266,7 +272,8 @@ mod tests {
         let names: Vec<&str> =
             json.as_object().expect("object").keys().map(String::as_str).collect();
         let mut contract = "id client_id path state revision epoch waiting failure size_bytes \
-            done_bytes received_bytes blake3 consistency delivered fingerprint source_path \
+            done_bytes received_bytes kept_bytes blake3 consistency delivered trusted_bytes \
+            restart_detail fingerprint source_path \
             location content_deleted attempts create_time update_time deadline start_time \
             end_time duration_ms rate_bytes_per_second max_rate_bytes_per_second request_id"
             .split_whitespace()

@@ -156,6 +156,11 @@ pub(super) fn summary(transfer: &Transfer) -> Vec<(&'static str, String)> {
         let text = "PREFIX: the source grew meanwhile; these are its first bytes, read twice";
         lines.push(("delivered", text.to_owned()));
     }
+    if transfer.bytes_trusted > 0 {
+        let bytes = exact(transfer.bytes_trusted);
+        let text = format!("{bytes} not read again: their fingerprint was equal");
+        lines.push(("trusted", text));
+    }
     if transfer.content_deleted {
         lines.push(("location", "the bytes were deleted from the server".to_owned()));
     } else if !transfer.location.is_empty() {
