@@ -8,9 +8,11 @@
 //!          ─► pull without strace, to COMPLETE ─► what is on disk and on record
 //! ```
 //!
-//! `make test-all` runs a fixed sample, `make chaos-kills` all of them, and `KILL=POINT` with either
-//! runs one again; its directory stays, and is named, if it fails. Points of a call are counted for
-//! each thread (so does `strace`), on one file at a time; what that leaves out is told.
+//! `make test-all` plays a fixed sample, `make chaos-kills` all of them, and `KILL=POINT` with either
+//! plays one again, such as `KILL=queued:server:kill:renameat2:data/files/of-LARGE:1`; the directory
+//! of one that failed stays. `strace` counts the calls of each thread by themselves, so a point is
+//! the n-th call of a thread on one file (all sockets are on one thread), and an error comes to each
+//! thread that makes as many. How many of the calls were met is told.
 //!
 //! A kill takes nothing from the page cache, so no kill shows that a sync is missing: the order of
 //! syncs is proved in `src/server/landing.rs`.

@@ -44,8 +44,8 @@ pub enum Fault {
 }
 
 /// Calls that change what is on disk. Between two of them a kill finds the same.
-const CHANGES: &str = "openat openat2 mkdir mkdirat write pwrite64 fallocate ftruncate fsync fdatasync rename \
-                       renameat2 unlink unlinkat";
+const CHANGES: &str = "openat openat2 mkdir mkdirat write pwrite64 fallocate ftruncate \
+                       fsync fdatasync rename renameat2 unlink unlinkat";
 /// Those of them that need space.
 const GROWS: &str =
     "openat mkdir mkdirat write pwrite64 fallocate ftruncate fsync fdatasync rename renameat2";

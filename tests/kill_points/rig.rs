@@ -159,6 +159,12 @@ impl Rig {
         if hit.is_some() && forbids_to_land(point) && work(stage).epoch == 1 {
             return Some("the attempt whose sync failed is COMPLETE".to_owned());
         }
+        if hit.is_some() && forbids_to_keep(point) {
+            // Half of it came, and then all of it.
+            let came = work(stage).received_bytes * 4;
+            let is_new = came >= i64::try_from(stage.plan[0].data.len()).expect("small") * 5;
+            return (!is_new).then(|| "kept although its sync failed".to_owned());
+        }
         // What a disk fails to read or to write is not kept.
         let is_kept = matches!(point.fault, Fault::Kill | Fault::Interrupted);
         if point.start == Start::Breaking && is_kept {
@@ -316,4 +322,11 @@ fn forbids_to_land(point: &Point) -> bool {
     let Place::File(name) = &point.site.place else { return false };
     let is_of_file = name.contains("LARGE") && point.start == Start::Queued;
     is_of_file && is_sync(&point.site.call) && may_not_sync_again(point)
+}
+
+/// Whether what came of the large file must not be kept: it is not known to be on the disk.
+fn forbids_to_keep(point: &Point) -> bool {
+    let Place::File(name) = &point.site.place else { return false };
+    let is_of_data = point.start == Start::Breaking && name == "data/files/partial/LARGE";
+    is_of_data && is_sync(&point.site.call) && may_not_sync_again(point)
 }

@@ -221,8 +221,9 @@ impl Landing {
         let end = journal::end_of(records);
         if found.journal.metadata().map_err(failed)?.len() != end {
             disk.truncate(&found.journal, end).map_err(failed)?;
-            disk.sync_data(&found.journal).map_err(failed)?;
         }
+        // Records may be there that no sync has covered: of a process that ended, or after an error.
+        disk.sync_data(&found.journal).map_err(failed)?;
         // Even to the same length: it frees what was reserved beyond.
         disk.truncate(&found.data, records * limits::CHUNK_BYTES as u64).map_err(failed)
     }
