@@ -140,6 +140,11 @@ pub trait Store: Send + Sync + 'static {
     /// Proves that it can be read and written.
     async fn ping(&self) -> Result<(), StoreError>;
 
+    /// Returns the id of the directory of files that these records tell of, if it was ever set.
+    async fn landing_id(&self) -> Result<Option<String>, StoreError>;
+
+    async fn set_landing_id(&self, id: &str) -> Result<(), StoreError>;
+
     // === Sessions ===
 
     /// Notes a client's new session and raises its session epoch, which fences every session

@@ -73,6 +73,7 @@ promises!(
     only_events_of_ended_transfers_are_pruned,
     a_reader_behind_pruned_events_is_told,
     it_answers_a_ping,
+    the_id_of_the_files_is_kept,
 );
 
 async fn a_client_is_unknown_until_its_first_session(store: Arc<dyn Store>) {
@@ -701,4 +702,12 @@ async fn a_reader_behind_pruned_events_is_told(store: Arc<dyn Store>) {
 async fn it_answers_a_ping(store: Arc<dyn Store>) {
     store.ping().await.unwrap();
     store.ping().await.unwrap();
+}
+
+async fn the_id_of_the_files_is_kept(store: Arc<dyn Store>) {
+    assert_eq!(store.landing_id().await.unwrap(), None);
+    store.set_landing_id("one").await.unwrap();
+    assert_eq!(store.landing_id().await.unwrap().as_deref(), Some("one"));
+    store.set_landing_id("other").await.unwrap();
+    assert_eq!(store.landing_id().await.unwrap().as_deref(), Some("other"));
 }

@@ -31,6 +31,7 @@ struct Records {
     events: BTreeMap<u64, Transfer>,
     last_event: u64,
     pruned_through: u64,
+    landing_id: Option<String>,
 }
 
 impl MemoryStore {
@@ -75,6 +76,15 @@ impl Records {
 #[async_trait]
 impl Store for MemoryStore {
     async fn ping(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn landing_id(&self) -> Result<Option<String>, StoreError> {
+        Ok(self.records().landing_id.clone())
+    }
+
+    async fn set_landing_id(&self, id: &str) -> Result<(), StoreError> {
+        self.records().landing_id = Some(id.to_owned());
         Ok(())
     }
 

@@ -123,6 +123,14 @@ impl Store for SqliteStore {
         Ok(())
     }
 
+    async fn landing_id(&self) -> Result<Option<String>, StoreError> {
+        meta::landing_id(&self.readers).await
+    }
+
+    async fn set_landing_id(&self, id: &str) -> Result<(), StoreError> {
+        self.writer.write(meta::SetLandingId(id.to_owned())).await
+    }
+
     async fn open_session(
         &self,
         opening: &SessionOpening,
