@@ -11,9 +11,10 @@ use fts::{
         check::check,
         config::{Cli, Command, Config},
         data_dir::DataDir,
+        files,
         guard::ClearText,
-        landing::Landing,
-        store,
+        landing::{Landing, RealDisk},
+        store::{self, Store},
     },
     settings::ConfigError,
     shutdown::{self, Shutdown},
@@ -66,7 +67,7 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
     };
     let store = store::open(&config.store).await?;
-    let landing = Landing::open(&config.sink)?;
+    let landing = open_files(config, store.as_ref()).await?;
     let listener = server::listen(config.listen)
         .with_context(|| format!("cannot listen on {}", config.listen))?;
     let address = listener.local_addr()?;
@@ -109,10 +110,22 @@ async fn check_files(config: &Config, scrub: bool) -> anyhow::Result<ExitCode> {
         Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
     };
     let store = store::open(&config.store).await?;
-    let report = check(store, Landing::open(&config.sink)?, scrub).await?;
+    let landing = open_files(config, store.as_ref()).await?;
+    let report = check(store, landing, scrub).await?;
     writeln!(std::io::stdout(), "{report}").context("cannot say what was found")?;
     let is_well = report.problems.is_empty();
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn open_files(config: &Config, store: &dyn Store) -> anyhow::Result<Landing> {
+    let disk = Box::new(RealDisk);
+    let landing = files::open(store, &config.sink, disk, config.new_files).await?;
+    if config.new_files {
+        tracing::warn!(
+            "--new-files: the directory of files was taken as it is; leave it away from now on"
+        );
+    }
+    Ok(landing.with_marks(config.marks))
 }
 
 /// By rename, so that a script never reads half of it.

@@ -177,8 +177,10 @@ pub const OFFER_WAIT: Duration = Duration::from_secs(30);
 pub const BUSY_PAUSE: Duration = Duration::from_secs(5);
 /// An attempt that the server's disk ended is tried again after this.
 pub const DISK_PAUSE: Duration = Duration::from_secs(30);
+/// The disk is looked at this often.
+pub const DISK_LOOK: Duration = Duration::from_secs(2);
 /// A transfer is not begun when less than this would be left on the disk, or less than a twentieth
-/// of it.
+/// of it. `--disk-low` says otherwise.
 pub const DISK_FREE_MIN_BYTES: u64 = 1 << 30;
 /// When an upload is cut, the client's session has this long to end as well: then the client is
 /// lost.

@@ -24,6 +24,7 @@ pub mod coordinator;
 pub mod data_dir;
 pub mod error;
 mod file_stream;
+pub mod files;
 pub mod guard;
 mod http_api;
 mod ingest;

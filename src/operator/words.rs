@@ -67,7 +67,7 @@ pub(super) fn waiting(transfer: &Transfer, last_seen: Option<SystemTime>) -> Opt
             Some(_) => format!("the last attempt broke, {}", failure(transfer)),
             None => "the last attempt came to nothing".to_owned(),
         },
-        WaitingReason::ServerDiskLow => "the server's disk is almost full".to_owned(),
+        WaitingReason::ServerDiskLow => "the server's disk is almost full, or not there".to_owned(),
         WaitingReason::Throttled => "a cap on the rate holds it back".to_owned(),
         WaitingReason::Stalled => "nothing comes, although the client is there".to_owned(),
         WaitingReason::ClientPolicyWindow => {

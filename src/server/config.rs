@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
-use super::coordinator::Retention;
+use super::{coordinator::Retention, landing::Marks};
 use crate::{
     limits,
     settings::{self, ConfigError, Picker},
@@ -71,6 +71,17 @@ pub struct Args {
     /// Delete the oldest landed files beyond this much in total, such as 500GB [default: never]
     #[arg(long, value_name = "SIZE", env = "FTS_KEEP_BYTES")]
     pub keep_bytes: Option<String>,
+    /// Free bytes below which nothing new is begun; waiting transfers say SERVER_DISK_LOW [default: the
+    /// smaller of 1GiB and 5 % of the disk]
+    #[arg(long, value_name = "SIZE", env = "FTS_DISK_LOW")]
+    pub disk_low: Option<String>,
+    /// Free bytes above which it goes on; needs --disk-low [default: twice --disk-low]
+    #[arg(long, value_name = "SIZE", env = "FTS_DISK_HIGH")]
+    pub disk_high: Option<String>,
+    /// Take the directory of files as it is, although it is not the one of the records: what is not
+    /// there counts as lost. For one start only: it also takes a mount point without its mount
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "FTS_NEW_FILES")]
+    pub new_files: Option<String>,
     /// Uploads taken at a time, 1 to 256; more transfers wait with SERVER_BUSY [default: 256]
     #[arg(long, value_name = "N", env = "FTS_MAX_UPLOADS")]
     pub max_uploads: Option<String>,
@@ -104,6 +115,8 @@ struct File {
     heartbeat: Option<String>,
     keep: Option<String>,
     keep_bytes: Option<String>,
+    disk_low: Option<String>,
+    disk_high: Option<String>,
     max_uploads: Option<u32>,
     port_file: Option<String>,
     insecure: Option<bool>,
@@ -119,6 +132,9 @@ pub struct Config {
     pub sink: PathBuf,
     pub heartbeat: Duration,
     pub retention: Retention,
+    pub marks: Marks,
+    /// Take a directory of files that the records do not know.
+    pub new_files: bool,
     pub uploads_max: usize,
     pub port_file: Option<PathBuf>,
     pub insecure: bool,
@@ -144,6 +160,12 @@ impl Config {
         let keep = pick.pick(("keep", args.keep), None, file.keep, settings::duration);
         let keep_bytes =
             pick.pick(("keep-bytes", args.keep_bytes), None, file.keep_bytes, settings::size);
+        let marks = marks(
+            pick.pick(("disk-low", args.disk_low), None, file.disk_low, settings::size),
+            pick.pick(("disk-high", args.disk_high), None, file.disk_high, settings::size),
+        );
+        let marks = pick.take(marks);
+        let new_files = pick.pick(("new-files", args.new_files), None, None, settings::flag);
         let uploads = file.max_uploads.map(|uploads| uploads.to_string());
         let uploads_max = pick.pick(("max-uploads", args.max_uploads), None, uploads, uploads_of);
         let port_file = pick.pick(("port-file", args.port_file), None, file.port_file, path);
@@ -166,6 +188,8 @@ impl Config {
             data_dir,
             heartbeat: heartbeat.unwrap_or(limits::HEARTBEAT),
             retention: Retention { keep, keep_bytes },
+            marks,
+            new_files: new_files.unwrap_or(false),
             uploads_max: uploads_max.unwrap_or(limits::UPLOADS_MAX),
             port_file,
             insecure,
@@ -212,6 +236,16 @@ fn uploads_of(text: &str) -> Result<usize, String> {
     uploads.ok_or_else(|| format!("not a number from 1 to {}", limits::UPLOADS_MAX))
 }
 
+fn marks(low: Option<u64>, high: Option<u64>) -> Result<Marks, ConfigError> {
+    match (low, high) {
+        (None, Some(_)) => Err("--disk-high: say --disk-low too".to_owned().into()),
+        (Some(low), Some(high)) if high <= low => {
+            Err("--disk-high: must be more than --disk-low".to_owned().into())
+        }
+        _ => Ok(Marks { low, high }),
+    }
+}
+
 fn heartbeat(text: &str) -> Result<Duration, String> {
     let beat = settings::duration(text)?;
     if (limits::HEARTBEAT_MIN..=limits::HEARTBEAT_MAX).contains(&beat) {
@@ -252,6 +286,19 @@ mod tests {
         }
         let config = Config::new(args(&["--max-uploads", "7"])).expect("valid");
         assert_eq!(config.uploads_max, 7);
+    }
+
+    #[test]
+    fn the_high_mark_is_above_the_low_one() {
+        for bad in [&["--disk-high=2GB"][..], &["--disk-low=2GB", "--disk-high=2GB"]] {
+            let err = Config::new(args(bad)).expect_err("refused");
+            assert!(err.problems[0].starts_with("--disk-high"), "{err}");
+        }
+        let marks = |given: &[&str]| Config::new(args(given)).expect("valid").marks;
+        assert_eq!(marks(&[]), Marks::default());
+        assert_eq!(marks(&["--disk-low=1KB"]), Marks { low: Some(1000), high: None });
+        let both = marks(&["--disk-low=1KB", "--disk-high=2KB"]);
+        assert_eq!(both, Marks { low: Some(1000), high: Some(2000) });
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! rings the right bell.
 
 use std::{
+    collections::HashMap,
     fs::File,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -18,7 +19,7 @@ use super::{
     sessions::Sessions,
     store::{Applied, Created, Store, TransferFilter},
     uploads::Uploads,
-    view::{ClientView, Presence, TransferView},
+    view::{ClientView, TransferView},
 };
 use crate::{
     ids::{AttemptId, ClientId, Digest, TransferId, UnixMs},
@@ -29,14 +30,19 @@ use crate::{
 };
 
 mod attempts;
+mod disk;
 mod log;
 mod repair;
+mod standing;
 mod watch;
 
 pub use attempts::Begun;
 pub(super) use attempts::ignore_late;
 pub use repair::Repaired;
+pub use standing::{Counts, Readiness};
 pub use watch::{Watch, WatchQuery};
+
+use disk::DiskWait;
 
 /// How long landed files are kept. Off by default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -56,6 +62,10 @@ pub struct Parts {
     pub uploads_max: usize,
 }
 
+/// Transfers that wait for room on the disk. Nothing is lost with it: each has a time of its own at
+/// which it is tried again.
+type DiskWaits = HashMap<TransferId, DiskWait>;
+
 pub struct Coordinator {
     pub(super) store: Arc<dyn Store>,
     pub(super) landing: Arc<Landing>,
@@ -66,6 +76,7 @@ pub struct Coordinator {
     retention: Retention,
     /// Files that landed, and whose records may not say so.
     doubtful: Mutex<Vec<AttemptId>>,
+    disk_waits: Mutex<DiskWaits>,
     /// Every change made by this server, as it is made.
     changes: broadcast::Sender<Arc<Transfer>>,
 }
@@ -76,20 +87,6 @@ pub struct Content {
     pub file: File,
     pub size: u64,
     pub digest: Digest,
-}
-
-/// What `/readyz?verbose` says: name and value of each check or setting.
-#[derive(Debug, Clone)]
-pub struct Readiness {
-    pub ready: bool,
-    pub details: Vec<(&'static str, String)>,
-}
-
-/// How many there are, for `/metrics`.
-#[derive(Debug, Clone, Default)]
-pub struct Counts {
-    pub transfers: Vec<(State, u64)>,
-    pub clients: Vec<(Presence, u64)>,
 }
 
 impl Coordinator {
@@ -103,6 +100,7 @@ impl Coordinator {
             uploads: Arc::new(Uploads::new(parts.uploads_max)),
             retention: parts.retention,
             doubtful: Mutex::default(),
+            disk_waits: Mutex::default(),
             changes: broadcast::channel(limits::WATCH_LAG_MAX).0,
         })
     }
@@ -244,41 +242,6 @@ impl Coordinator {
         Ok(Content { file, size: source.size_bytes, digest: finish.digest })
     }
 
-    pub async fn readiness(&self) -> Readiness {
-        let store = self.store.ping().await;
-        let draining = self.shutdown.draining().is_cancelled();
-        let sink = self.on_disk(Landing::ping).await;
-        let ready = store.is_ok() && sink.is_ok() && !draining;
-        let or_off = |text: Option<String>| text.unwrap_or_else(|| "off".to_owned());
-        let keep = self.retention.keep.map(|keep| humantime::format_duration(keep).to_string());
-        let keep_bytes = self.retention.keep_bytes.map(|bytes| format!("{bytes} bytes"));
-        let store = if store.is_ok() { "ok" } else { "unavailable" };
-        let details = vec![
-            ("store", store.to_owned()),
-            ("sink", if sink.is_ok() { "ok" } else { "unavailable" }.to_owned()),
-            ("draining", draining.to_string()),
-            ("sessions", self.sessions.count().to_string()),
-            ("uploads", self.uploads.count().to_string()),
-            ("keep", or_off(keep)),
-            ("keep-bytes", or_off(keep_bytes)),
-        ];
-        Readiness { ready, details }
-    }
-
-    /// Returns how many clients and transfers there are.
-    pub async fn counts(&self) -> Result<Counts, Error> {
-        let transfers = self.store.counts().await?;
-        let (online, stale) = self.sessions.presences();
-        let known = self.store.clients_known().await?;
-        let offline = known.saturating_sub(online + stale);
-        let clients = vec![
-            (Presence::Online, online),
-            (Presence::Stale, stale),
-            (Presence::Offline, offline),
-        ];
-        Ok(Counts { transfers, clients })
-    }
-
     // === What every change has in common ===
 
     /// Applies a step to a transfer, and tells who wants to know. Whoever drops the returned future
@@ -347,6 +310,7 @@ impl Coordinator {
             // There is something to claim, or a slot is free.
             self.sessions.wake(&transfer.client);
         }
+        self.note_disk_wait(transfer);
         if let (State::Interrupted, Some(failure)) = (transfer.state, &transfer.failure) {
             log::broken(transfer, failure);
         }

@@ -4,6 +4,7 @@
 //! files/partial/<transfer>           while it is received, and between attempts
 //! files/partial/<transfer>.journal   which of it is on stable storage
 //! files/<xx>/<transfer>.<epoch>      whole, verified, on stable storage; xx: the id's last two digits
+//! files/.fts-id                      says that this is the directory that the records tell of
 //! ```
 //!
 //! Every name is made of ids that the server made, and every call is relative to a directory that
@@ -16,31 +17,32 @@ use std::{
     io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
 };
 
 use rustix::{
-    fs::{self, Access, AtFlags, FlockOperation, Mode, OFlags},
+    fs::{self, Access, AtFlags, Mode, OFlags},
     io::Errno,
 };
 
-use crate::{
-    ids::{AttemptId, Epoch, TransferId},
-    limits,
-};
+use crate::ids::{AttemptId, Epoch, TransferId};
 
 mod disk;
 mod journal;
 mod kept;
 mod partial;
+mod root;
+mod space;
 
-pub use disk::{Disk, RealDisk};
+pub use disk::{Disk, RealDisk, Space};
 pub use journal::Whole;
 pub use kept::Kept;
 pub use partial::Partial;
+pub use root::{MARKER, OpenError};
+pub use space::{Gauge, Marks, Room};
+
+use root::{Place, Root};
+use space::Gauged;
 
 /// A call of the landing failed; what it was about is in the text, for our own log only.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +59,25 @@ impl LandingError {
         self.source.kind() == io::ErrorKind::AlreadyExists
     }
 
-    /// The disk is full, or a quota is.
-    pub fn is_full(&self) -> bool {
-        matches!(self.source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    fn of(path: &Path, action: &'static str, source: io::Error) -> Self {
+        Self { action, name: path.display().to_string(), source }
+    }
+
+    /// Nothing can be written for now: the disk is full, or a quota is; it is read-only, or gone.
+    pub fn is_unwritable(&self) -> bool {
+        let kinds = [
+            io::ErrorKind::StorageFull,
+            io::ErrorKind::QuotaExceeded,
+            io::ErrorKind::ReadOnlyFilesystem,
+            io::ErrorKind::StaleNetworkFileHandle,
+        ];
+        kinds.contains(&self.source.kind())
+    }
+
+    /// What is in the journal is as good as it was. Not after a sync that failed, whatever the
+    /// reason: nobody can tell what that one lost.
+    pub fn leaves_kept(&self) -> bool {
+        self.is_unwritable() && self.action != SYNC_DATA
     }
 
     /// There is no such file.
@@ -68,54 +86,26 @@ impl LandingError {
     }
 }
 
-/// The directory of files, held open.
+/// The directory of files.
 pub struct Landing {
     disk: Arc<dyn Disk>,
     path: PathBuf,
-    root: OwnedFd,
-    /// The shards whose own names are known to be on stable storage.
-    durable: [AtomicBool; SHARDS],
-    /// Transfers whose kept bytes an earlier process wrote: they are read again before they are
-    /// published.
+    /// Of the marker.
+    id: String,
+    place: Place,
+    marks: Marks,
+    gauged: Gauged,
+    /// Transfers whose kept bytes an earlier process wrote, or an earlier mount held: they are read
+    /// again before they are published.
     inherited: Mutex<HashSet<TransferId>>,
+    /// Transfers of which nothing is kept, and whose files could not be removed yet.
+    condemned: Mutex<HashSet<TransferId>>,
 }
 
 impl Landing {
-    /// Opens the directory at `path`, and makes it (0700) if it is not there.
-    pub fn open(path: &Path) -> Result<Self, LandingError> {
-        Self::open_on(path, Box::new(RealDisk))
-    }
-
-    /// Like [`Landing::open`], on another disk.
-    pub fn open_on(path: &Path, disk: Box<dyn Disk>) -> Result<Self, LandingError> {
-        let name = path.display().to_string();
-        let failed = |action, source| LandingError { action, name: name.clone(), source };
-        make_private_dir(path).map_err(|err| failed("make", err))?;
-        // Absolute, so that the location that operators are shown means the same everywhere.
-        let path = path.canonicalize().map_err(|err| failed("resolve", err))?;
-        let root = open_dir(fs::CWD, &path).map_err(|err| failed("open", err))?;
-        disk.make_dir(&root, PARTIAL).map_err(|err| failed("make a directory in", err))?;
-        disk.sync_dir(&root).map_err(|err| failed("sync", err))?;
-        let parent = path.parent().map_or(Ok(()), |above| {
-            open_dir(fs::CWD, above).and_then(|above| disk.sync_dir(&above))
-        });
-        parent.map_err(|err| failed("sync the directory of", err))?;
-        // Two servers on one directory would take each other's files for left-overs.
-        if let Err(err) = fs::flock(&root, FlockOperation::NonBlockingLockExclusive) {
-            return Err(failed("lock (is another server using it?)", err.into()));
-        }
-        let durable = [const { AtomicBool::new(false) }; SHARDS];
-        let inherited = Mutex::default();
-        Ok(Self { disk: disk.into(), path, root, durable, inherited })
-    }
-
     /// Proves that the directory is there, and can be written.
     pub fn ping(&self) -> Result<(), LandingError> {
-        let failed = |source| LandingError {
-            action: "write in",
-            name: self.path.display().to_string(),
-            source,
-        };
+        let failed = |source| self.of_root("write in", source);
         let partial = self.partial().map_err(failed)?;
         fs::accessat(&partial, ".", Access::WRITE_OK, AtFlags::empty())
             .map_err(|err| failed(err.into()))
@@ -123,31 +113,26 @@ impl Landing {
 
     /// Opens the directory of partial files, and makes it again if somebody removed it.
     fn partial(&self) -> io::Result<OwnedFd> {
-        match open_dir(&self.root, PARTIAL) {
+        self.partial_in(&*self.root()?)
+    }
+
+    fn partial_in(&self, root: &Root) -> io::Result<OwnedFd> {
+        match open_dir(root.dir(), PARTIAL) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                self.disk.make_dir(&self.root, PARTIAL)?;
-                open_dir(&self.root, PARTIAL)
+                self.disk.make_dir(root.dir(), PARTIAL)?;
+                open_dir(root.dir(), PARTIAL)
             }
             opened => opened,
         }
     }
 
-    /// Refuses what would leave too little space. A size is a client's word: it must not fill the
-    /// disk, not even by what is reserved for it.
-    fn find_space(&self, dir: &OwnedFd, name: &str, bytes: u64) -> Result<(), LandingError> {
-        let failed =
-            |source| LandingError { action: "find space for", name: name.to_owned(), source };
-        let (free, all) = self.disk.space(dir).map_err(failed)?;
-        let keep_free = limits::DISK_FREE_MIN_BYTES.min(all / 20);
-        if bytes.saturating_add(keep_free) > free {
-            return Err(failed(io::ErrorKind::StorageFull.into()));
-        }
-        Ok(())
-    }
-
     fn inherited(&self) -> MutexGuard<'_, HashSet<TransferId>> {
         // A set is never half changed.
         self.inherited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn condemned(&self) -> MutexGuard<'_, HashSet<TransferId>> {
+        self.condemned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Publishes a whole, verified file under its final name. When this returns, data, size and
@@ -157,18 +142,15 @@ impl Landing {
         let transfer = partial.attempt.transfer;
         // A sync that failed is not tried again: nobody would be told of what it lost.
         let has_journal = partial.settle()?;
-        self.disk
-            .sync_data(&partial.file)
-            .map_err(|source| partial.failed("sync the data of", source))?;
-        let dir = self
-            .shard(shard(&name))
-            .map_err(|source| partial.failed("open the directory of", source))?;
-        let left =
-            self.partial().map_err(|source| partial.failed("open the directory of", source))?;
+        let root = self.root_of(&partial)?;
+        self.disk.sync_data(&partial.file).map_err(|source| partial.failed(SYNC_DATA, source))?;
+        let open = |source| partial.failed("open the directory of", source);
+        let dir = self.shard(&root, shard(&name)).map_err(open)?;
+        let left = self.partial_in(&root).map_err(open)?;
         self.disk
             .rename((&left, &transfer.to_string()), (&dir, &name))
             .map_err(|source| partial.failed("rename", source))?;
-        if let Err(source) = self.sync_name(&dir, shard(&name)) {
+        if let Err(source) = self.sync_name(&root, &dir, shard(&name)) {
             let err = partial.failed("sync the directory of", source);
             // It is not known to be durable, so it must not be found.
             if let Err(source) = self.disk.remove(&dir, &name) {
@@ -188,19 +170,22 @@ impl Landing {
     pub fn settle(&self, attempt: AttemptId) -> Result<(), LandingError> {
         let name = attempt.to_string();
         let shard = shard(&name);
-        let synced = open_dir(&self.root, shard).and_then(|dir| self.sync_name(&dir, shard));
+        let synced = self.root().and_then(|root| {
+            let dir = open_dir(root.dir(), shard)?;
+            self.sync_name(&root, &dir, shard)
+        });
         synced.map_err(|source| LandingError { action: "sync the directory of", name, source })
     }
 
     /// Opens a shard, and makes it if it is not there.
-    fn shard(&self, shard: &str) -> io::Result<OwnedFd> {
-        match open_dir(&self.root, shard) {
+    fn shard(&self, root: &Root, shard: &str) -> io::Result<OwnedFd> {
+        match open_dir(root.dir(), shard) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
-                if let Some(is_durable) = self.is_durable(shard) {
+                if let Some(is_durable) = root.is_durable(shard) {
                     is_durable.store(false, Ordering::Release);
                 }
-                self.disk.make_dir(&self.root, shard)?;
-                open_dir(&self.root, shard)
+                self.disk.make_dir(root.dir(), shard)?;
+                open_dir(root.dir(), shard)
             }
             opened => opened,
         }
@@ -208,25 +193,21 @@ impl Landing {
 
     /// Syncs a name in a shard, and the shard's own name if that is new. The directory that the file
     /// left needs none: what a crash brings back there is discarded.
-    fn sync_name(&self, dir: &OwnedFd, shard: &str) -> io::Result<()> {
+    fn sync_name(&self, root: &Root, dir: &OwnedFd, shard: &str) -> io::Result<()> {
         self.disk.sync_dir(dir)?;
-        let is_durable = self.is_durable(shard);
+        let is_durable = root.is_durable(shard);
         if is_durable.is_none_or(|is_durable| !is_durable.load(Ordering::Acquire)) {
             // Opened anew: where a sync has failed, the next one may succeed and mean nothing.
-            self.disk.sync_dir(&open_dir(&self.root, ".")?)?;
+            self.disk.sync_dir(&open_dir(root.dir(), ".")?)?;
             is_durable.inspect(|is_durable| is_durable.store(true, Ordering::Release));
         }
         Ok(())
     }
 
-    fn is_durable(&self, shard: &str) -> Option<&AtomicBool> {
-        self.durable.get(usize::from_str_radix(shard, 16).ok()?)
-    }
-
     /// Removes a published file, if it is there.
     pub fn remove(&self, attempt: AttemptId) -> Result<(), LandingError> {
         let name = attempt.to_string();
-        match open_dir(&self.root, shard(&name)) {
+        match self.root().and_then(|root| open_dir(root.dir(), shard(&name))) {
             Ok(dir) => remove(self.disk.as_ref(), &dir, &name),
             Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(LandingError { action: "open the directory of", name, source }),
@@ -237,10 +218,11 @@ impl Landing {
     pub fn read(&self, attempt: AttemptId) -> Result<File, LandingError> {
         let name = attempt.to_string();
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match fs::openat(&self.root, format!("{}/{name}", shard(&name)), flags, Mode::empty()) {
-            Ok(file) => Ok(file.into()),
-            Err(err) => Err(LandingError { action: "open", name, source: err.into() }),
-        }
+        let opened = self.root().and_then(|root| {
+            let path = format!("{}/{name}", shard(&name));
+            Ok(fs::openat(root.dir(), path, flags, Mode::empty())?.into())
+        });
+        opened.map_err(|source| LandingError { action: "open", name, source })
     }
 
     /// Returns whether a file of this attempt is published.
@@ -261,8 +243,9 @@ impl Landing {
     /// Returns every published file.
     pub fn published(&self) -> Result<Vec<AttemptId>, LandingError> {
         let mut all = Vec::new();
-        for name in self.names(&self.root)?.into_iter().filter(|name| name.len() == SHARD_LEN) {
-            let dir = open_dir(&self.root, &name).map_err(|source| LandingError {
+        let root = self.root().map_err(|source| self.of_root("list", source))?;
+        for name in self.names(root.dir())?.into_iter().filter(|name| name.len() == SHARD_LEN) {
+            let dir = open_dir(root.dir(), &name).map_err(|source| LandingError {
                 action: "open",
                 name,
                 source,
@@ -273,11 +256,7 @@ impl Landing {
     }
 
     fn names(&self, dir: &OwnedFd) -> Result<Vec<String>, LandingError> {
-        let failed = |err: Errno| LandingError {
-            action: "list",
-            name: self.path.display().to_string(),
-            source: err.into(),
-        };
+        let failed = |err: Errno| self.of_root("list", err.into());
         let mut names = Vec::new();
         for entry in fs::Dir::read_from(dir).map_err(failed)? {
             let entry = entry.map_err(failed)?;
@@ -298,6 +277,8 @@ impl std::fmt::Debug for Landing {
     }
 }
 
+/// What was being done when a sync of file data failed.
+const SYNC_DATA: &str = "sync the data of";
 const PARTIAL: &str = "partial";
 const SHARD_LEN: usize = 2;
 /// As many as that many hexadecimal digits tell apart.

@@ -30,6 +30,8 @@ pub struct Metrics {
     clients: Family<Label, Gauge>,
     transfers: Family<Label, Gauge>,
     store_up: Gauge,
+    disk_free: Gauge,
+    disk_low: Gauge,
     sessions_open: Gauge,
     uploads_active: Gauge,
     sessions: Counter,
@@ -72,6 +74,8 @@ impl Metrics {
             clients: Family::default(),
             transfers: Family::default(),
             store_up: Gauge::default(),
+            disk_free: Gauge::default(),
+            disk_low: Gauge::default(),
             sessions_open: Gauge::default(),
             uploads_active: Gauge::default(),
             sessions: Counter::default(),
@@ -102,6 +106,10 @@ impl Metrics {
         r.register("transfers", "Transfers on record", self.transfers.clone());
         let help = "1 if the record store answered at the last scrape";
         r.register("store_up", help, self.store_up.clone());
+        let help = "Bytes free on the disk of the files; 0 while it is gone";
+        r.register("disk_free_bytes", help, self.disk_free.clone());
+        let help = "1 while nothing new is begun: the disk is low, read-only or gone";
+        r.register("disk_low", help, self.disk_low.clone());
         r.register("sessions_open", "Sessions held now", self.sessions_open.clone());
         r.register("uploads_active", "Uploads running now", self.uploads_active.clone());
         r.register("sessions", "Sessions opened", self.sessions.clone());
@@ -200,6 +208,12 @@ impl Metrics {
         self.store_up.set(1);
     }
 
+    /// Sets how much of the disk is free, and whether that is too little.
+    pub fn set_disk(&self, free: u64, is_low: bool) {
+        self.disk_free.set(i64::try_from(free).unwrap_or(i64::MAX));
+        self.disk_low.set(i64::from(is_low));
+    }
+
     pub fn store_failed(&self) {
         self.store_up.set(0);
     }
@@ -251,6 +265,8 @@ mod tests {
             (r#"fts_transfers{state="queued"}"#, " 0"),
             (r#"fts_transfers{state="complete"}"#, " 0"),
             ("fts_store_up", " 0"),
+            ("fts_disk_free_bytes", " 0"),
+            ("fts_disk_low", " 0"),
             ("fts_sessions_open", " 0"),
             ("fts_uploads_active", " 0"),
             ("fts_sessions_total", " 0"),

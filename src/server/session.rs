@@ -265,6 +265,10 @@ impl Link {
     /// Sends commands, as many as the client takes, the server has places for and the outbox holds;
     /// if there may be more, it rings for the next look.
     async fn offer(&mut self, place: Option<Place>) -> Result<(), End> {
+        if !self.coordinator.takes_files() {
+            // It rings when the disk does.
+            return Ok(());
+        }
         // Never claim what cannot be sent.
         let slots = std::iter::from_fn(|| self.outbox.try_reserve().ok());
         let slots: Vec<_> = slots.take(limits::OFFERS_PER_CLAIM_MAX as usize).collect();
@@ -341,7 +345,7 @@ impl Link {
             Ok(resume) => self.answer(FromServer::Download(command(&transfer, resume))).await,
             Err(err) => {
                 let cause = match &err {
-                    Error::Landing(err) => Cause::ServerDisk { is_full: err.is_full() },
+                    Error::Landing(err) => Cause::ServerDisk { is_full: err.is_unwritable() },
                     _ => Cause::ServerBusy,
                 };
                 err.log();

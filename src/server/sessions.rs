@@ -225,6 +225,13 @@ impl Sessions {
         }
     }
 
+    /// Makes every session look at its queue.
+    pub fn wake_all(&self) {
+        for session in lock(&self.live).values() {
+            session.bell.notify_one();
+        }
+    }
+
     pub fn count(&self) -> usize {
         lock(&self.live).len()
     }

@@ -10,7 +10,7 @@ use crate::limits;
 /// Sweeps until the server drains. What works on the files has a clock of its own, so that a disk
 /// that hangs, or much to delete, keeps nothing else waiting.
 pub async fn run(coordinator: Arc<Coordinator>) {
-    tokio::join!(tend_records(&coordinator), tend_files(&coordinator));
+    tokio::join!(tend_records(&coordinator), tend_files(&coordinator), watch_disk(&coordinator));
 }
 
 async fn tend_records(coordinator: &Arc<Coordinator>) {
@@ -41,6 +41,21 @@ async fn tend_files(coordinator: &Arc<Coordinator>) {
             _ = retain.tick() => coordinator.retain().await,
             _ = abandoned.tick() => coordinator.collect_abandoned().await,
         });
+    }
+}
+
+async fn watch_disk(coordinator: &Arc<Coordinator>) {
+    let mut look = every(limits::DISK_LOOK);
+    let looks = async {
+        loop {
+            look.tick().await;
+            note(coordinator.look_at_disk().await);
+        }
+    };
+    // A look that hangs is left behind.
+    tokio::select! {
+        () = coordinator.shutdown.draining().cancelled() => {}
+        () = looks => {}
     }
 }
 

@@ -26,7 +26,7 @@ pub enum Cause {
     ServerStopped,
     /// The server serves as many uploads as it can.
     ServerBusy,
-    /// The server's disk is full, or fails: not the fault of the attempt.
+    /// The server's disk is full (or read-only, or gone), or fails: not the fault of the attempt.
     ServerDisk { is_full: bool },
     /// The client ended it, and says no more.
     ClientStopped,

@@ -26,13 +26,17 @@ pub fn edge_sizes() -> Vec<usize> {
     vec![0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 17]
 }
 
-/// Returns every regular file beneath `dir`, without the lock and the database.
+/// Returns every regular file beneath `dir`, but the marker of a directory of files.
 pub fn files_beneath(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let Ok(entries) = std::fs::read_dir(dir) else { return found };
     for entry in entries {
         let path = entry.expect("an entry").path();
-        if path.is_dir() { found.extend(files_beneath(&path)) } else { found.push(path) }
+        if path.is_dir() {
+            found.extend(files_beneath(&path));
+        } else if !path.ends_with(fts::server::landing::MARKER) {
+            found.push(path);
+        }
     }
     found
 }

@@ -6,8 +6,9 @@ use fts::{
     server::{
         Options, Server,
         coordinator::{Coordinator, Retention},
+        files,
         guard::ClearText,
-        landing::{Disk, Landing, RealDisk},
+        landing::{Disk, Marks, RealDisk},
         store::{Store, sqlite::SqliteStore},
     },
     shutdown::Shutdown,
@@ -23,6 +24,7 @@ pub struct Setup {
     pub retention: Retention,
     pub uploads_max: usize,
     pub disk: Box<dyn Disk>,
+    pub marks: Marks,
     pub clear_text: ClearText,
     pub drain_wait: Duration,
 }
@@ -34,6 +36,7 @@ impl Default for Setup {
             retention: Retention::default(),
             uploads_max: fts::limits::UPLOADS_MAX,
             disk: Box::new(RealDisk),
+            marks: Marks::default(),
             clear_text: ClearText::LoopbackOnly,
             drain_wait: fts::limits::DRAIN_WAIT,
         }
@@ -61,7 +64,9 @@ impl TestServer {
     pub async fn start_in(dir: Arc<TempDir>, setup: Setup, port: u16) -> Self {
         let url = format!("sqlite:{}", dir.path().join("fts.db").display());
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url).await.expect("a store"));
-        let landing = Landing::open_on(&dir.path().join("files"), setup.disk).expect("a landing");
+        let files = dir.path().join("files");
+        let landing = files::open(store.as_ref(), &files, setup.disk, false).await.expect("files");
+        let landing = landing.with_marks(setup.marks);
         let listener = TcpListener::bind(("127.0.0.1", port)).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let shutdown = Shutdown::new();

@@ -52,8 +52,9 @@ async fn verbose_readiness_shows_checks_and_settings() {
     server.stop().await;
 
     let expected = "ready\nstore: ok\nsink: ok\ndraining: false\nsessions: 1\nuploads: 0\n\
-                    keep: off\nkeep-bytes: off\n";
-    assert_eq!(off.text(), expected);
+                    keep: off\nkeep-bytes: off\ndisk: ok\ndisk-free: ";
+    assert!(off.text().starts_with(expected), "{}", off.text());
+    assert!(off.text().contains(" bytes\ndisk-low: "), "{}", off.text());
     assert!(
         on.text().contains("\nkeep: 30days\nkeep-bytes: 500000000000 bytes\n"),
         "{}",

@@ -62,10 +62,15 @@ impl Coordinator {
         Ok(done)
     }
 
-    /// Brings the partial files that an earlier process left in line with their journals and their
-    /// records.
-    async fn settle_partials(self: &Arc<Self>, done: &mut Repaired) -> Result<(), Error> {
+    /// Brings the partial files that an earlier process or mount left in line with their journals
+    /// and their records.
+    pub(super) async fn settle_partials(
+        self: &Arc<Self>,
+        done: &mut Repaired,
+    ) -> Result<(), Error> {
         for id in self.on_disk(Landing::partials).await? {
+            // What is being written is its upload's business.
+            let Some(_held) = self.uploads.hold(id) else { continue };
             let transfer = self.store.transfer(id).await?;
             // What was cancelled, or has landed, needs none; what failed may be retried.
             let wanted =

@@ -87,6 +87,10 @@ impl Coordinator {
         };
         match noted {
             Some(w) if w.next_attempt.is_some_and(|next| next > now) => because(w.reason),
+            _ if let Some(low) = self.disk_low_since() => {
+                let waiting = because(WaitingReason::ServerDiskLow)?;
+                Some(Waiting { since: waiting.since.max(low), ..waiting })
+            }
             _ if session.is_server_full() => because(WaitingReason::ServerBusy),
             _ if session.is_full() => because(WaitingReason::ClientBusy),
             _ => because(WaitingReason::Due),

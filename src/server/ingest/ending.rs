@@ -151,15 +151,16 @@ impl Ingest {
             Ok(bytes) => Keep::Bytes(bytes),
             Err(err) => {
                 err.log();
-                Keep::Nothing
+                // Read-only, or gone: it is looked at when that is over.
+                if leaves_kept(&err) { Keep::AsBefore } else { Keep::Nothing }
             }
         }
     }
 
-    /// After a disk that is full, what was durable before is good; after any other failure nothing
-    /// is.
+    /// After a disk that is full, read-only or gone, what was durable before is good; after any
+    /// other failure nothing is.
     pub(super) async fn keep_after(&self, err: &Error, written: Written) -> Keep {
-        if is_full(err) {
+        if leaves_kept(err) {
             return self.keep(written).await;
         }
         drop(written);
@@ -169,7 +170,7 @@ impl Ingest {
 
     pub(super) async fn keep_after_publish(&self, err: &Error) -> Keep {
         let id = self.transfer.id;
-        if is_full(err) {
+        if leaves_kept(err) {
             let kept = self.coordinator.on_disk(move |landing| landing.settle_partial(id)).await;
             return kept.map_or(Keep::AsBefore, Keep::Bytes);
         }
@@ -207,11 +208,12 @@ pub(super) fn failed_with(reason: FailReason, detail: String) -> Cause {
 }
 
 pub(super) fn disk_cause(err: &Error) -> Cause {
-    Cause::ServerDisk { is_full: is_full(err) }
+    let is_full = matches!(err, Error::Landing(err) if err.is_unwritable());
+    Cause::ServerDisk { is_full }
 }
 
-fn is_full(err: &Error) -> bool {
-    matches!(err, Error::Landing(err) if err.is_full())
+fn leaves_kept(err: &Error) -> bool {
+    matches!(err, Error::Landing(err) if err.leaves_kept())
 }
 
 pub(super) fn integrity_cause(err: &ChunkError) -> Cause {

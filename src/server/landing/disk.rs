@@ -9,9 +9,18 @@ use std::{
 };
 
 use rustix::{
-    fs::{self, Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags},
+    fs::{self, Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags, StatVfsMountFlags},
     io::Errno,
 };
+
+/// How much room a file system has.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    /// Bytes, for us.
+    pub free: u64,
+    pub all: u64,
+    pub is_read_only: bool,
+}
 
 /// The calls that change the disk. A test puts one in between that fails at its n-th call.
 pub trait Disk: Send + Sync + 'static {
@@ -30,13 +39,19 @@ pub trait Disk: Send + Sync + 'static {
         }
     }
 
-    /// Returns how many bytes are free for us, and how many there are.
-    fn space(&self, dir: &OwnedFd) -> io::Result<(u64, u64)> {
+    /// Returns how much room there is, for a file that is about to begin.
+    fn space(&self, dir: &OwnedFd) -> io::Result<Space> {
+        self.look(dir)
+    }
+
+    /// Returns how much room there is, for the gauge.
+    fn look(&self, dir: &OwnedFd) -> io::Result<Space> {
         let stat = fs::fstatvfs(dir)?;
-        Ok((
-            stat.f_bavail.saturating_mul(stat.f_frsize),
-            stat.f_blocks.saturating_mul(stat.f_frsize),
-        ))
+        Ok(Space {
+            free: stat.f_bavail.saturating_mul(stat.f_frsize),
+            all: stat.f_blocks.saturating_mul(stat.f_frsize),
+            is_read_only: stat.f_flag.contains(StatVfsMountFlags::RDONLY),
+        })
     }
 
     fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {

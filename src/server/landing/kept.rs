@@ -6,6 +6,7 @@
 
 use std::{
     fs::File,
+    io,
     os::unix::fs::FileExt as _,
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -13,10 +14,12 @@ use std::{
 use rustix::fs::{self, Mode, OFlags};
 
 use super::{
-    Landing, LandingError,
+    Landing, LandingError, PARTIAL,
     journal::{self, Journal, Whole},
+    open_dir,
     partial::{JOURNAL, Partial, journal_name},
     remove,
+    root::Root,
 };
 use crate::{
     chunk::{self, Prefix, Value},
@@ -48,14 +51,16 @@ impl Landing {
         let Some(values) = values.filter(|v| !v.is_empty() && found.header.whole == whole) else {
             return Ok(None);
         };
-        let dir = self.partial().map_err(|err| failed("open the directory of", err))?;
-        self.find_space(&dir, &name, whole.size - offset)?;
+        let root = self.root().map_err(|err| failed("find the directory of", err))?;
+        self.find_space(&root, &name, whole.size - offset)?;
+        let dir = self.partial_in(&root).map_err(|err| failed("open the directory of", err))?;
         self.cut(attempt.transfer, &found, records)?;
         self.disk
             .reserve(&found.data, whole.size)
             .map_err(|err| failed("reserve space for", err))?;
         let journal = Journal::resume(found.journal, found.header, records);
-        let partial = Partial::resume(found.data, attempt, (whole, offset), dir, journal);
+        let begun = Partial::new(found.data, attempt, whole.size, root.life());
+        let partial = begun.resume((whole, offset), dir, journal);
         Ok(Some((partial, journal::prefix(values))))
     }
 
@@ -63,9 +68,13 @@ impl Landing {
     /// kept. Space that was reserved for the rest is free again.
     pub fn rest(&self, mut partial: Partial) -> Result<u64, LandingError> {
         let transfer = partial.attempt.transfer;
-        match self.journal_rest(&mut partial) {
-            // What is in the journal was durable before the disk was full.
-            Err(err) if !err.is_full() => {
+        let journaled = match self.root_of(&partial) {
+            Ok(_) => self.journal_rest(&mut partial),
+            // It is no longer in the directory, or not in sight: only what writes it is waited for.
+            Err(_) => partial.settle().map(drop),
+        };
+        match journaled {
+            Err(err) if !err.leaves_kept() => {
                 self.discard_after(transfer, &err);
                 return Err(err);
             }
@@ -130,6 +139,8 @@ impl Landing {
 
     /// Removes what there is of a transfer that has not been published.
     pub fn discard(&self, transfer: TransferId) -> Result<(), LandingError> {
+        // Until it is gone, nobody must believe it.
+        self.condemned().insert(transfer);
         self.inherited().remove(&transfer);
         let name = transfer.to_string();
         let dir = self.partial().map_err(|source| LandingError {
@@ -139,7 +150,9 @@ impl Landing {
         })?;
         // The journal first: data without one is nothing.
         remove(self.disk.as_ref(), &dir, &journal_name(transfer))?;
-        remove(self.disk.as_ref(), &dir, &name)
+        remove(self.disk.as_ref(), &dir, &name)?;
+        self.condemned().remove(&transfer);
+        Ok(())
     }
 
     /// Removes what cannot be used after a failure for another reason, which is the one to tell.
@@ -153,7 +166,7 @@ impl Landing {
     pub fn partials(&self) -> Result<Vec<TransferId>, LandingError> {
         let dir = self.partial().map_err(|source| LandingError {
             action: "open",
-            name: super::PARTIAL.to_owned(),
+            name: PARTIAL.to_owned(),
             source,
         })?;
         let mut found = Vec::new();
@@ -168,6 +181,17 @@ impl Landing {
         Ok(found)
     }
 
+    /// Takes note that whatever is kept in a directory that came back is to be read again.
+    pub(super) fn inherit_all(&self, root: &Root) -> io::Result<()> {
+        let dir = match open_dir(root.dir(), PARTIAL) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(()),
+            opened => opened?,
+        };
+        let names = self.names(&dir).map_err(|err| err.source)?;
+        self.inherited().extend(names.iter().filter_map(|name| name.parse::<TransferId>().ok()));
+        Ok(())
+    }
+
     /// Takes note that what is kept of a transfer is from an earlier process.
     pub fn inherit(&self, transfer: TransferId) {
         self.inherited().insert(transfer);
@@ -175,6 +199,10 @@ impl Landing {
 
     /// Opens what is kept of a transfer, if it can be believed; else it is removed.
     fn look(&self, transfer: TransferId) -> Result<Option<Found>, LandingError> {
+        if self.condemned().contains(&transfer) {
+            self.discard(transfer)?;
+            return Ok(None);
+        }
         let name = transfer.to_string();
         let failed = |action, source| LandingError { action, name: name.clone(), source };
         let dir = self.partial().map_err(|err| failed("open the directory of", err))?;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Landing, LandingError,
+    Landing, LandingError, SYNC_DATA,
     disk::Disk,
     journal::{Journal, Whole},
 };
@@ -26,6 +26,8 @@ use crate::{
 pub struct Partial {
     pub(super) file: Arc<File>,
     pub(super) attempt: AttemptId,
+    /// Of the directory that it is in.
+    pub(super) life: u64,
     size: u64,
     written: u64,
     /// Up to here it is on its way to the disk.
@@ -54,27 +56,31 @@ enum Slot {
     Here(Journal),
     /// At a thread that syncs. It is waited for before the file goes anywhere.
     Away(JoinHandle<Result<Journal, LandingError>>),
-    /// A sync failed, so what is on the disk is not known any more. It is not tried again.
-    Failed,
+    /// It, or a sync, failed, and is not tried again: so it was.
+    Failed(&'static str, io::ErrorKind),
+}
+
+impl Slot {
+    /// While somebody works on it; what is left if that one does not come back.
+    const AT_WORK: Self = Self::Failed(SYNC_DATA, io::ErrorKind::Other);
 }
 
 impl Partial {
-    fn new(file: File, attempt: AttemptId, size: u64, keeping: Option<Keeping>) -> Self {
+    /// A file that is sent at once, and of which nothing is kept.
+    pub(super) fn new(file: File, attempt: AttemptId, size: u64, life: u64) -> Self {
         let file = Arc::new(file);
-        Self { file, attempt, size, written: 0, writing_out: 0, keeping }
+        Self { file, attempt, life, size, written: 0, writing_out: 0, keeping: None }
     }
 
     /// Goes on after `offset` bytes, which are in the journal.
     pub(super) fn resume(
-        file: File,
-        attempt: AttemptId,
+        self,
         (whole, offset): (Whole, u64),
         dir: OwnedFd,
         journal: Journal,
     ) -> Self {
-        let keeping = Keeping::new(whole, dir, Slot::Here(journal));
-        let begun = Self::new(file, attempt, whole.size, Some(keeping));
-        Self { written: offset, writing_out: offset, ..begun }
+        let keeping = Some(Keeping::new(whole, dir, Slot::Here(journal)));
+        Self { written: offset, writing_out: offset, keeping, ..self }
     }
 
     pub(super) fn failed(&self, action: &'static str, source: io::Error) -> LandingError {
@@ -105,25 +111,32 @@ impl Keeping {
     }
 
     fn settle(&mut self) -> Result<bool, LandingError> {
-        self.journal = match std::mem::replace(&mut self.journal, Slot::Failed) {
+        let slot = match std::mem::replace(&mut self.journal, Slot::AT_WORK) {
             Slot::Away(thread) => match thread.join() {
-                Ok(journal) => Slot::Here(journal?),
+                Ok(Ok(journal)) => Slot::Here(journal),
+                Ok(Err(err)) => {
+                    self.journal = Slot::Failed(err.action, err.source.kind());
+                    return Err(err);
+                }
                 Err(panic) => std::panic::resume_unwind(panic),
             },
-            Slot::Failed => {
-                let source = io::Error::other("an earlier sync failed");
-                return Err(LandingError { action: "go on with", name: String::new(), source });
-            }
             slot => slot,
         };
-        Ok(matches!(self.journal, Slot::Here(_)))
+        self.journal = slot;
+        match self.journal {
+            Slot::Failed(action, kind) => {
+                Err(LandingError { action, name: String::new(), source: kind.into() })
+            }
+            Slot::Here(_) => Ok(true),
+            _ => Ok(false),
+        }
     }
 
     /// Returns the next batch, to be synced by whoever runs it.
     fn batch(&mut self, partial: &Batched) -> Result<Batch, LandingError> {
         self.settle()?;
         self.since = Instant::now();
-        let journal = match std::mem::replace(&mut self.journal, Slot::Failed) {
+        let journal = match std::mem::replace(&mut self.journal, Slot::AT_WORK) {
             Slot::Here(journal) => Some(journal),
             _ => None,
         };
@@ -163,7 +176,7 @@ impl Batch {
         let name = self.attempt.to_string();
         let failed = |action, source| LandingError { action, name: name.clone(), source };
         let disk = self.disk.as_ref();
-        disk.sync_data(&self.file).map_err(|err| failed("sync the data of", err))?;
+        disk.sync_data(&self.file).map_err(|err| failed(SYNC_DATA, err))?;
         let (mut journal, is_new) = if let Some(journal) = self.journal {
             (journal, false)
         } else {
@@ -186,8 +199,9 @@ impl Landing {
         self.discard(attempt.transfer)?;
         let name = attempt.transfer.to_string();
         let failed = |action, source| LandingError { action, name: name.clone(), source };
-        let dir = self.partial().map_err(|err| failed("open the directory of", err))?;
-        self.find_space(&dir, &name, whole.size)?;
+        let root = self.root().map_err(|err| failed("find the directory of", err))?;
+        self.find_space(&root, &name, whole.size)?;
+        let dir = self.partial_in(&root).map_err(|err| failed("open the directory of", err))?;
         let file = self.disk.create_new(&dir, &name).map_err(|err| failed("create", err))?;
         // One write allocates what a small file needs.
         if whole.size > limits::SMALL_FILE_BYTES_MAX
@@ -199,7 +213,7 @@ impl Landing {
         }
         let is_kept = whole.size > limits::CHUNK_BYTES as u64;
         let keeping = is_kept.then(|| Keeping::new(whole, dir, Slot::None));
-        Ok(Partial::new(file, attempt, whole.size, keeping))
+        Ok(Partial { keeping, ..Partial::new(file, attempt, whole.size, root.life()) })
     }
 
     /// Appends a chunk to a partial file, and sees to it that it becomes durable soon. After an
@@ -210,6 +224,7 @@ impl Landing {
         data: &[u8],
         value: Option<Value>,
     ) -> Result<(), LandingError> {
+        self.root_of(partial)?;
         self.disk
             .write_at(&partial.file, data, partial.written)
             .map_err(|source| partial.failed("write", source))?;
