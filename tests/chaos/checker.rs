@@ -1,7 +1,7 @@
 //! Judges a history: what fts promises, whatever happened meanwhile. Knows nothing of how the
 //! history came about.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use fts::wire::proto::{State, Transfer, WaitingReason};
 
@@ -12,9 +12,6 @@ use crate::{
 
 /// What a cut may cost, besides one second of data.
 const WASTE_BYTES_MAX: u64 = 16 << 20;
-/// So many looks in a row may find a transfer waiting without a reason: its command is about to go
-/// out.
-pub const LOOKS_UNSAID_MAX: usize = 12;
 
 /// Returns everything that must not be.
 pub fn check(history: &History) -> Vec<String> {
@@ -39,7 +36,9 @@ pub fn check(history: &History) -> Vec<String> {
         landed_whole(record, asked, &history.landed, &mut found);
         let is_forged = history.forged.contains(&record.id);
         let rate = history.rates.get(&record.id).copied().unwrap_or_default();
-        little_waste(record, life, rate, is_forged, &mut found);
+        let repeated = history.repeated.get(&record.id).copied().unwrap_or_default();
+        let again = repeated + if is_forged { asked.size } else { 0 };
+        little_waste(record, life, rate, again, &mut found);
         if !is_forged {
             nothing_kept_is_lost(&record.id, life, &mut found);
         }
@@ -97,7 +96,8 @@ fn legal(id: &str, life: &[&Transfer], history: &History, found: &mut Vec<String
         if to.revision != from.revision + 1 {
             found.push(format!("{id}: a change is missing, or told twice: {step}"));
         }
-        let raised = u64::from(to.state() == State::Offered);
+        let is_offer = to.state() == State::Offered && from.state() != State::Offered;
+        let raised = u64::from(is_offer);
         if to.epoch != from.epoch + raised {
             found
                 .push(format!("{id}: an offer raises the epoch by one, nothing else does: {step}"));
@@ -203,33 +203,21 @@ fn nothing_else_landed(history: &History, found: &mut Vec<String>) {
 }
 
 fn waits_say_why(history: &History, found: &mut Vec<String>) {
-    // For how many looks in a row each has been shown so.
-    let mut unsaid: HashMap<(&str, u64), usize> = HashMap::new();
-    for look in &history.looks {
-        let silent = look.iter().filter(|shown| {
-            matches!(shown.state, State::Queued | State::Interrupted) && !shown.waits
-        });
-        let mut now = HashMap::new();
-        for shown in silent {
-            let key = (shown.id.as_str(), shown.revision);
-            let looks = unsaid.get(&key).copied().unwrap_or_default() + 1;
-            if looks == LOOKS_UNSAID_MAX + 1 {
-                let state = shown.state.as_str_name();
-                found.push(format!("{}: {state} at revision {}, and no reason", key.0, key.1));
-            }
-            now.insert(key, looks);
+    for shown in history.looks.iter().flatten() {
+        if matches!(shown.state, State::Queued | State::Interrupted) && !shown.waits {
+            let (id, state) = (&shown.id, shown.state.as_str_name());
+            found.push(format!("{id}: {state} at revision {}, and no reason", shown.revision));
         }
-        unsaid = now;
     }
 }
 
-/// A cut costs at most the larger of 16 MiB and one second of data. Bytes that were forged are sent
-/// again, all of them; the relay forges once for each transfer, at most.
+/// A cut costs at most the larger of 16 MiB and one second of data. Besides, `again` bytes came twice
+/// because of what a relay did: it repeated them, or they had to be sent again because it forged one.
 fn little_waste(
     record: &Transfer,
     life: &[&Transfer],
     rate: u64,
-    is_forged: bool,
+    again: u64,
     found: &mut Vec<String>,
 ) {
     let cuts = life.windows(2).filter(|pair| match pair[0].state() {
@@ -243,7 +231,7 @@ fn little_waste(
     });
     let cuts = cuts.count() as u64;
     let size = record.size.unwrap_or_default();
-    let allowed = cuts * WASTE_BYTES_MAX.max(rate) + if is_forged { size } else { 0 };
+    let allowed = cuts * WASTE_BYTES_MAX.max(rate) + again;
     let waste = record.bytes_received.saturating_sub(size);
     if record.state() == State::Complete && waste > allowed {
         found.push(format!(

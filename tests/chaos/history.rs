@@ -17,6 +17,8 @@ pub struct History {
     pub rates: HashMap<String, u64>,
     /// Transfers of which a relay forged a byte, and its checksum.
     pub forged: HashSet<String>,
+    /// How many bytes of which transfers a relay said twice.
+    pub repeated: HashMap<String, u64>,
     /// How everything ended, as a server told that was started anew for it.
     pub records: Vec<proto::Transfer>,
     /// Landed files.

@@ -3,7 +3,7 @@
 //! memory would.
 
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -14,7 +14,8 @@ use fts::{
     chunk::crc32c,
     shutdown::Shutdown,
     wire::proto::{
-        ClientMessage, ServerMessage, UploadFileRequest, UploadFileResponse, client_message,
+        Attempt, ClientMessage, ServerMessage, UploadFileRequest, UploadFileResponse,
+        client_message,
         file_transfer_client::FileTransferClient,
         file_transfer_server::{FileTransfer, FileTransferServer},
         server_message, upload_file_request,
@@ -51,6 +52,12 @@ struct Memory {
     to_server: Option<mpsc::WeakSender<ClientMessage>>,
     /// Transfers whose bytes have been forged.
     forged: HashSet<String>,
+    /// Bytes that were said twice, of which transfers.
+    repeated: HashMap<String, u64>,
+    /// The epoch that the server offered last, of each transfer.
+    offered: HashMap<String, u64>,
+    /// What the server must not have done.
+    complaints: Vec<String>,
 }
 
 impl MessageRelay {
@@ -108,6 +115,15 @@ impl MessageRelay {
     /// Returns the transfers of which it forged a byte.
     pub fn forged(&self) -> HashSet<String> {
         self.memory().forged.clone()
+    }
+
+    /// Returns how many bytes of which transfers it said twice.
+    pub fn repeated(&self) -> HashMap<String, u64> {
+        self.memory().repeated.clone()
+    }
+
+    pub fn complaints(&self) -> Vec<String> {
+        self.memory().complaints.clone()
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -211,8 +227,10 @@ impl MessageRelay {
                     return;
                 }
             };
-            if matches!(message.body, Some(server_message::Body::Download(_))) {
+            if let Some(server_message::Body::Download(command)) = &message.body {
                 remember(&mut self.memory().commands, &message);
+                let Attempt { transfer_id, epoch } = command.attempt.clone().unwrap_or_default();
+                self.memory().offered.insert(transfer_id, epoch);
                 match self.take(|fault| {
                     matches!(fault, MessageFault::CommandTwice(_) | MessageFault::CommandLate(_))
                 }) {
@@ -245,8 +263,7 @@ impl MessageRelay {
             let mut twice = false;
             match &mut message.body {
                 Some(upload_file_request::Body::Header(header)) => {
-                    transfer =
-                        header.attempt.as_ref().map(|a| a.transfer_id.clone()).unwrap_or_default();
+                    transfer = header.attempt.clone().unwrap_or_default().transfer_id;
                 }
                 Some(upload_file_request::Body::Chunk(chunk)) => {
                     bytes += chunk.data.len();
@@ -262,7 +279,11 @@ impl MessageRelay {
                             chunk.crc32c = crc32c(&chunk.data);
                             self.memory().forged.insert(transfer.clone());
                         }
-                        Some(_) => twice = true,
+                        Some(_) => {
+                            twice = true;
+                            let bytes = chunk.data.len() as u64;
+                            *self.memory().repeated.entry(transfer.clone()).or_default() += bytes;
+                        }
                         None => {}
                     }
                 }
@@ -284,7 +305,7 @@ impl MessageRelay {
                     self.take(|fault| matches!(fault, MessageFault::FinishLate(_)))
             {
                 self.upload_again(passed, by);
-                self.arm(MessageFault::CommandLate(by + Duration::from_secs(1)));
+                self.arm(MessageFault::CommandLate(by));
                 return Vec::new();
             }
             let copies = 1 + usize::from(twice);
@@ -297,14 +318,20 @@ impl MessageRelay {
         if bytes <= REMEMBERED_BYTES_MAX { passed } else { Vec::new() }
     }
 
-    /// Calls once more, with the same messages.
+    /// Calls once more, with the same messages. Once the next attempt has been offered, that must be
+    /// refused.
     fn upload_again(&self, messages: Vec<UploadFileRequest>, after: Duration) {
         let relay = self.clone();
         drop(self.tasks.spawn(async move {
             sleep(after).await;
-            let mut again = FileTransferClient::new(relay.channel());
-            // Refused, most likely.
-            drop(again.upload_file(tokio_stream::iter(messages)).await);
+            let Attempt { transfer_id, epoch } = attempt_of(&messages);
+            let offered = relay.memory().offered.get(&transfer_id).copied().unwrap_or_default();
+            let mut server = FileTransferClient::new(relay.channel());
+            let again = server.upload_file(tokio_stream::iter(messages)).await;
+            if again.is_ok() && offered > epoch {
+                let text = format!("{transfer_id}: took epoch {epoch}, and had offered {offered}");
+                relay.memory().complaints.push(text);
+            }
         }));
     }
 }
@@ -366,6 +393,14 @@ impl FileTransfer for MessageRelay {
             _ => answer,
         }
     }
+}
+
+fn attempt_of(messages: &[UploadFileRequest]) -> Attempt {
+    let header = messages.iter().find_map(|message| match &message.body {
+        Some(upload_file_request::Body::Header(header)) => header.attempt.clone(),
+        _ => None,
+    });
+    header.unwrap_or_default()
 }
 
 fn remember<T: Clone>(all: &mut VecDeque<T>, message: &T) {

@@ -127,8 +127,8 @@ pub enum MessageFault {
     ChunkTwice,
     /// The stream ends, cleanly, where Finish was.
     FinishLost,
-    /// And the whole call comes again, with its Finish, when the next attempt has been offered and
-    /// its command is still on its way.
+    /// And the whole call comes again, with its Finish, after this long: by then the server has
+    /// offered the next attempt, and its command is still on its way.
     FinishLate(Duration),
     ReceiptLost,
     ReceiptLate(Duration),
@@ -152,10 +152,27 @@ impl Plan {
         let mut faults: Vec<(Duration, Fault)> = (0..scale.faults)
             .map(|_| (scale.window.mul_f64(rng.f64()), fault(&mut rng, &links)))
             .collect();
+        let always = ALWAYS.map(|fault| {
+            let at = scale.window.mul_f64(rng.f64() / 2.0);
+            (at, Fault::Message(rng.usize(1..links.len()), fault))
+        });
+        faults.extend(always);
         faults.sort_by_key(|(at, _)| *at);
         Self { seed, scale, links, sources, asks, faults }
     }
 }
+
+/// What hits little of a short run, if it hits at all, and stands for a defence of its own.
+const ALWAYS: [MessageFault; 8] = [
+    MessageFault::ChunkCorrupt,
+    MessageFault::ChunkForged,
+    MessageFault::ChunkForged,
+    MessageFault::ChunkForged,
+    MessageFault::FinishLate(Duration::from_millis(3200)),
+    MessageFault::FinishLate(Duration::from_millis(3700)),
+    MessageFault::FinishLate(Duration::from_millis(4200)),
+    MessageFault::UploadAgain(Duration::from_millis(500)),
+];
 
 /// The first ones are one of each kind, so that a short run has them all.
 fn size(rng: &mut Rng, nth: usize) -> usize {
@@ -247,7 +264,7 @@ fn message_fault(rng: &mut Rng) -> MessageFault {
         16 => MessageFault::ReceiptLost,
         17 => MessageFault::ReceiptLate(by),
         18 => MessageFault::UploadAgain(by),
-        _ => MessageFault::FinishLate(by),
+        _ => MessageFault::FinishLate(Duration::from_secs(3) + by / 2),
     }
 }
 

@@ -178,6 +178,8 @@ impl Rig {
         if let Some(process) = self.server.lock().await.take() {
             self.end("server", process);
         }
+        let relays = self.sites.iter().filter_map(|site| site.messages.as_ref());
+        relays.flat_map(MessageRelay::complaints).for_each(|text| self.complain(text));
         std::mem::take(&mut *self.complaints.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -194,6 +196,11 @@ impl Rig {
     pub fn forged(&self) -> std::collections::HashSet<String> {
         let relays = self.sites.iter().filter_map(|site| site.messages.as_ref());
         relays.flat_map(MessageRelay::forged).collect()
+    }
+
+    pub fn repeated(&self) -> std::collections::HashMap<String, u64> {
+        let relays = self.sites.iter().filter_map(|site| site.messages.as_ref());
+        relays.flat_map(MessageRelay::repeated).collect()
     }
 
     fn complain(&self, text: String) {

@@ -80,6 +80,7 @@ pub async fn run(plan: Plan, dir: &Path) -> Result<Outcome> {
         looks: seen.looks,
         rates: seen.rates,
         forged: rig.forged(),
+        repeated: rig.repeated(),
         records,
         landed,
         partials,
