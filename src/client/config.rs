@@ -19,6 +19,10 @@ use crate::{
     telemetry::LogFormat,
 };
 
+mod generate;
+
+pub use generate::GenerateFile;
+
 /// Delivers files of this machine to an fts-server, which asks for them.
 ///
 /// It dials the server, keeps one connection open, and uploads what the server asks for and the
@@ -52,31 +56,6 @@ Exit codes: 0 ended by a signal, 1 failed, 2 usage, 78 bad configuration.";
 pub enum CliCommand {
     /// Makes the demo file.
     GenerateFile(GenerateFile),
-}
-
-#[allow(clippy::doc_markdown)] // The comments are the text of --help.
-#[derive(Debug, Args)]
-pub struct GenerateFile {
-    /// Its size, for example 500MB or 1GiB.
-    #[arg(long, value_name = "SIZE", default_value = "100MB")]
-    pub size: String,
-    /// Where; without it, $HOME/file_to_download.txt.
-    #[arg(long, value_name = "PATH")]
-    pub path: Option<PathBuf>,
-}
-
-impl GenerateFile {
-    /// Returns path and size of the file to make.
-    pub fn resolve(self) -> Result<(PathBuf, u64), ConfigError> {
-        let mut picker = Picker::new();
-        let size = picker.pick(("size", Some(self.size)), None, None, size_of_file);
-        let path = self.path.or_else(|| Some(Surroundings::of_process().home?.join(DEMO_FILE)));
-        if path.is_none() {
-            picker.problem("HOME is not set: name a --path");
-        }
-        let made = picker.finish(path.zip(size))?;
-        Ok(made.expect("without a problem both are there"))
-    }
 }
 
 /// The flags, as typed.
@@ -284,14 +263,6 @@ impl ClientConfig {
             ("log_format", format!("{:?}", self.log_format)),
         ]
     }
-}
-
-fn size_of_file(text: &str) -> Result<u64, String> {
-    let size = settings::size(text)?;
-    if size > limits::FILE_BYTES_MAX {
-        return Err(format!("the largest file has {} bytes", limits::FILE_BYTES_MAX));
-    }
-    Ok(size)
 }
 
 fn id(text: &str) -> Result<ClientId, String> {

@@ -30,14 +30,15 @@ use crate::{
 };
 
 mod attempts;
+mod begin;
 mod disk;
 mod log;
 mod repair;
 mod standing;
 mod watch;
 
-pub use attempts::Begun;
 pub(super) use attempts::ignore_late;
+pub use begin::Begun;
 pub use repair::Repaired;
 pub use standing::{Counts, Readiness};
 pub use watch::{Watch, WatchQuery};
