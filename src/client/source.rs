@@ -89,7 +89,7 @@ impl OpenFile {
 
     /// Asks the file system again.
     pub(super) fn fingerprint_now(&self) -> io::Result<Fingerprint> {
-        Ok(fingerprint(&self.file, &rustix::fs::fstat(&self.file)?))
+        Ok(fingerprint(&self.file, &rustix::fs::fstat(&self.file)?)?)
     }
 }
 
@@ -184,7 +184,7 @@ impl Source {
         if self.state_dir.owns(&stat).map_err(SourceError::Io)? {
             return Err(SourceError::Denied(Denied::OwnState));
         }
-        let fingerprint = fingerprint(&fd, &stat);
+        let fingerprint = fingerprint(&fd, &stat).map_err(|err| self.failed(err))?;
         Ok(OpenFile { file: fd.into(), path: path.as_str().to_owned(), fingerprint })
     }
 
@@ -205,7 +205,8 @@ impl Source {
     }
 
     fn check(&self, fd: &OwnedFd) -> Result<(), SourceError> {
-        let system = rustix::fs::fstatfs(fd).map_err(|err| self.failed(err))?;
+        let system = rustix::io::retry_on_intr(|| rustix::fs::fstatfs(fd))
+            .map_err(|err| self.failed(err))?;
         // The kernel's magic numbers have 32 bits; the field is a signed word on some machines.
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         if KERNEL_FILE_SYSTEMS.contains(&(system.f_type as u32)) {
@@ -293,19 +294,19 @@ const KERNEL_FILE_SYSTEMS: [u32; 16] = [
     0x6e73_6673, // nsfs
 ];
 
-fn fingerprint(file: impl AsFd, stat: &Stat) -> Fingerprint {
+fn fingerprint(file: impl AsFd, stat: &Stat) -> rustix::io::Result<Fingerprint> {
     // The file system's own id: device numbers may be others after a reboot. Some have none.
-    let id = rustix::fs::fstatvfs(file).map_or(0, |system| system.f_fsid);
+    let id = rustix::io::retry_on_intr(|| rustix::fs::fstatvfs(&file))?.f_fsid;
     let nanos = |s: i64, ns: u64| {
         s.saturating_mul(1_000_000_000).saturating_add(i64::try_from(ns).unwrap_or(0))
     };
-    Fingerprint {
+    Ok(Fingerprint {
         device: if id == 0 { stat.st_dev } else { id },
         inode: stat.st_ino,
         size_bytes: u64::try_from(stat.st_size).unwrap_or(0),
         mtime_ns: nanos(stat.st_mtime, stat.st_mtime_nsec),
         ctime_ns: nanos(stat.st_ctime, stat.st_ctime_nsec),
-    }
+    })
 }
 
 /// Names the user that the process runs as.
