@@ -95,13 +95,13 @@ async fn an_upload_that_stalls_is_cut_and_resumes_on_the_next_server() {
 
 #[tokio::test]
 async fn a_restart_under_fifty_running_transfers_fails_none() {
-    let (transfers, size) = (50, 2 * CHUNK_BYTES + 1);
+    let (transfers, size) = (50, 3 * CHUNK_BYTES + 1);
     let server = TestServer::start_with(hasty()).await;
     let port = server.address.port();
     let root = tempfile::TempDir::new().expect("a directory");
     let client = TestClient::start_with(&server.url(), "client-1", &[root.path()], |config| {
         config.uploads_max = 64;
-        config.rate_max = Some(Rate::try_from(30_000_000).expect("enough"));
+        config.rate_max = Some(Rate::try_from(12_000_000).expect("enough"));
     });
     server.online("client-1").await;
     let mut asked = Vec::new();

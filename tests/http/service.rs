@@ -89,6 +89,8 @@ async fn metrics_are_openmetrics_and_move_with_a_transfer() {
         "fts_clients gauge",
         "fts_transfers gauge",
         "fts_store_up gauge",
+        "fts_disk_free_bytes gauge",
+        "fts_disk_low gauge",
         "fts_sessions_open gauge",
         "fts_uploads_active gauge",
         "fts_sessions counter",

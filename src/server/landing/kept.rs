@@ -14,7 +14,7 @@ use std::{
 use rustix::fs::{self, Mode, OFlags};
 
 use super::{
-    Landing, LandingError, PARTIAL,
+    Landing, LandingError, PARTIAL, SYNC_DATA,
     journal::{self, Journal, Whole},
     open_dir,
     partial::{JOURNAL, Partial, journal_name},
@@ -89,6 +89,12 @@ impl Landing {
         let Some(found) = self.look(transfer)? else { return Ok(0) };
         let records = found.values.len() as u64;
         self.cut(transfer, &found, records)?;
+        // Records may be there that no sync has covered: of a process that ended, or after an error.
+        if let Err(source) = self.disk.sync_data(&found.journal) {
+            let err = LandingError { action: SYNC_DATA, name: transfer.to_string(), source };
+            self.discard_after(transfer, &err);
+            return Err(err);
+        }
         Ok(records * limits::CHUNK_BYTES as u64)
     }
 
@@ -249,9 +255,8 @@ impl Landing {
         let end = journal::end_of(records);
         if found.journal.metadata().map_err(failed)?.len() != end {
             disk.truncate(&found.journal, end).map_err(failed)?;
+            disk.sync_data(&found.journal).map_err(failed)?;
         }
-        // Records may be there that no sync has covered: of a process that ended, or after an error.
-        disk.sync_data(&found.journal).map_err(failed)?;
         // Even to the same length: it frees what was reserved beyond.
         disk.truncate(&found.data, records * limits::CHUNK_BYTES as u64).map_err(failed)
     }
