@@ -290,8 +290,19 @@ pub fn bounded(mut text: String, bytes_max: usize) -> String {
 )]
 pub struct UnixMs(pub i64);
 
+#[cfg(test)]
+thread_local! {
+    /// What the wall clock says on this thread, for tests in which time must not pass by itself.
+    pub(crate) static TEST_CLOCK: std::cell::Cell<Option<UnixMs>> =
+        const { std::cell::Cell::new(None) };
+}
+
 impl UnixMs {
     pub fn now() -> Self {
+        #[cfg(test)]
+        if let Some(at) = TEST_CLOCK.get() {
+            return at;
+        }
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         // A clock before 1970 counts as 1970.
         Self(since.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))

@@ -31,6 +31,8 @@ mod ingest;
 pub mod landing;
 mod listener;
 pub mod metrics;
+#[cfg(test)]
+mod model_tests;
 mod outbox;
 mod page;
 mod places;

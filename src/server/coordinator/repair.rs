@@ -246,6 +246,16 @@ impl Coordinator {
         self.doubtful().push(attempt);
     }
 
+    /// Removes what an older call of an attempt has landed and could not record, before a newer call
+    /// goes on in its place: else this file would be taken for what the newer one is about to land.
+    pub(super) async fn remove_unrecorded(&self, attempt: AttemptId) -> Result<(), Error> {
+        let is_doubtful = self.doubtful().contains(&attempt);
+        if is_doubtful && self.record(attempt.transfer).await?.content != Content::Kept {
+            self.on_disk(move |landing| landing.remove(attempt)).await?;
+        }
+        Ok(())
+    }
+
     /// Removes the doubtful files that no record names, and will not name any more.
     pub async fn settle_doubtful(&self) -> Result<(), Error> {
         let mut doubtful = std::mem::take(&mut *self.doubtful());
