@@ -232,6 +232,10 @@ fn little_waste(
     let cuts = cuts.count() as u64;
     let size = record.size.unwrap_or_default();
     let allowed = cuts * WASTE_BYTES_MAX.max(rate) + again;
+    if record.state() == State::Complete && record.bytes_received < size {
+        let bytes = record.bytes_received;
+        found.push(format!("{}: only {bytes} bytes of {size} were counted", record.id));
+    }
     let waste = record.bytes_received.saturating_sub(size);
     if record.state() == State::Complete && waste > allowed {
         found.push(format!(

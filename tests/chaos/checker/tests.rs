@@ -231,6 +231,13 @@ fn a_wait_without_a_reason_is_found() {
 }
 
 #[test]
+fn bytes_that_were_not_counted_are_found() {
+    let mut history = good();
+    history.records[0].bytes_received = SIZE - 1;
+    found(&history, "bytes of 20971520 were counted");
+}
+
+#[test]
 fn waste_is_found() {
     let waste = |bytes, life: &[Transfer], rate, again| {
         let record = Transfer { bytes_received: SIZE + bytes, ..complete(8, 2) };
