@@ -28,7 +28,8 @@
 //! tree of the file's BLAKE3 ([`chunk`]); a short channel hands it to the upload, tonic frames it,
 //! the caps and HTTP/2 flow control pace it. On the server the upload's task checks offset, length and CRC,
 //! adds the chunk to a tree of its own, and hands it over a short channel to a thread that writes
-//! it. No other copy is kept, so memory is the same for any file. Behind that thread another one
+//! it. No other copy is kept, so memory is nearly the same for any
+//! file (32 bytes for each MiB while a journal is read). Behind that thread another one
 //! syncs what was written, and then notes the chunks' values in a journal: what is in it outlives
 //! the attempt, and is offered with the next one as what need not be sent again.
 //!

@@ -21,7 +21,7 @@ pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 /// What an upload wrote is synced and journaled this often, so that a crash costs no more …
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
-/// … or when so much has come.
+/// … or when so much has come. More than that never waits for a sync that is under way.
 pub const CHECKPOINT_BYTES: u64 = 256 << 20;
 /// What a large upload wrote is sent on to the disk in pieces of this size.
 pub const WRITE_OUT_EVERY_BYTES: u64 = 8 << 20;
@@ -302,7 +302,8 @@ pub const ABORT_WAIT: Duration = Duration::from_secs(10);
 pub const CLOSE_WAIT: Duration = Duration::from_secs(1);
 /// The record store is closed within this.
 pub const STORE_CLOSE_WAIT: Duration = Duration::from_secs(2);
-/// Blocking threads of a server: each upload has one, and the rest read and sync.
+/// Blocking threads of a server: each upload has one, and the rest read and sync. (What is synced
+/// behind an upload, or read again after a restart, has threads of its own.)
 pub const BLOCKING_THREADS_MAX: usize = 512;
 
 // A small file is one chunk.

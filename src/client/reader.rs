@@ -6,7 +6,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc,
     },
     thread::{self, Scope},
@@ -174,23 +174,25 @@ fn each_chunk(
 /// Reads the kept bytes again, on a thread beside the one that sends the rest.
 struct KeptCheck {
     result: Option<mpsc::Receiver<Result<(), ReadError>>>,
+    /// Chunks that were compared.
+    done: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
 }
 
 impl KeptCheck {
     /// Begins, if that is the proof.
     fn new<'scope>(scope: &'scope Scope<'scope, '_>, file: &'scope OpenFile, plan: &Plan) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         if plan.proof != Proof::ReadAgain {
-            return Self { result: None, stop };
+            return Self { result: None, done, stop };
         }
         let (tell, result) = mpsc::sync_channel(1);
-        let (kept, stopped) = (plan.kept.clone(), stop.clone());
+        let (kept, stopped, count) = (plan.kept.clone(), stop.clone(), done.clone());
         scope.spawn(move || {
             // Whoever asked may have gone.
-            drop(tell.send(compare(file, &kept, &stopped)));
+            drop(tell.send(compare(file, &kept, &stopped, &count)));
         });
-        Self { result: Some(result), stop }
+        Self { result: Some(result), done, stop }
     }
 
     /// Fails once it is known that the bytes differ.
@@ -204,13 +206,21 @@ impl KeptCheck {
         }
     }
 
-    /// Waits for the end. `alive` is called now and then meanwhile.
+    /// Waits for the end. `alive` is called now and then meanwhile, for as long as it goes on: a
+    /// disk that hangs must look like that.
     fn wait(&mut self, mut alive: impl FnMut() -> Result<(), ReadError>) -> Result<(), ReadError> {
         let Some(result) = self.result.take() else { return Ok(()) };
+        let mut seen = 0;
         loop {
             match result.recv_timeout(limits::REPEAT_CHUNK_EVERY) {
                 Ok(result) => return result,
-                Err(mpsc::RecvTimeoutError::Timeout) => alive()?,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    let done = self.done.load(Ordering::Relaxed);
+                    if done > seen {
+                        alive()?;
+                    }
+                    seen = done;
+                }
                 // It panicked, and the scope passes that on.
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(ReadError::Unheard),
             }
@@ -225,7 +235,12 @@ impl Drop for KeptCheck {
 }
 
 /// Compares the beginning of the file with the values of what is kept.
-fn compare(file: &OpenFile, kept: &Prefix, stop: &AtomicBool) -> Result<(), ReadError> {
+fn compare(
+    file: &OpenFile,
+    kept: &Prefix,
+    stop: &AtomicBool,
+    done: &AtomicU64,
+) -> Result<(), ReadError> {
     let mut footprint = Footprint::new(file.file(), 0, kept.bytes());
     let mut buffer = vec![0; limits::CHUNK_BYTES];
     let mut found = Prefix::default();
@@ -240,6 +255,7 @@ fn compare(file: &OpenFile, kept: &Prefix, stop: &AtomicBool) -> Result<(), Read
         }
         footprint.after_read(offset, buffer.len());
         found.push(chunk::value(offset, &buffer));
+        done.store(found.chunks(), Ordering::Relaxed);
     }
     if found == *kept { Ok(()) } else { Err(ReadError::KeptDiffers) }
 }

@@ -140,7 +140,9 @@ impl Report {
             let file = match landing.read(attempt) {
                 Ok(file) => file,
                 Err(err) if err.is_not_found() => return Ok(Err(Problem::Lost(id))),
-                Err(err) => return Err(err),
+                Err(err) => {
+                    return Ok(Err(Problem::Unreadable { transfer: id, why: err.to_string() }));
+                }
             };
             let unreadable =
                 |err: io::Error| Problem::Unreadable { transfer: id, why: err.to_string() };

@@ -106,6 +106,10 @@ impl Ingest {
     ) -> Result<Received, Error> {
         let attempt = attempt_of(&self.transfer);
         let whole = Whole { size: header.size, fingerprint: header.fingerprint };
+        if header.size <= limits::SMALL_FILE_BYTES_MAX && self.transfer.attempts > 1 {
+            // It was larger before.
+            self.discard().await;
+        }
         let opened = Sink::open(&self.coordinator, attempt, whole, header.offset).await;
         let (mut sink, prefix) = match opened {
             Ok(opened) => opened,
@@ -131,6 +135,7 @@ impl Ingest {
                     Err(detail) => {
                         let err = Error::refused(Reason::Integrity, detail);
                         let cause = failed_with(FailReason::SourceChanged, detail.to_owned());
+                        self.abandon(written).await;
                         self.broken(Keep::Nothing, cause, err).await
                     }
                 }
@@ -149,7 +154,11 @@ impl Ingest {
             good = recheck.is_good() => match good {
                 Ok(true) => end,
                 Ok(false) => End::Damaged,
-                Err(err) => End::Refused(err),
+                Err(err) => {
+                    // What cannot be read will not be delivered either.
+                    err.log();
+                    End::Damaged
+                }
             }
         }
     }
@@ -183,8 +192,13 @@ impl Ingest {
                 Err(err) => return End::Refused(err),
             };
             let len = data.len() as u64;
+            let accepted = verifier.accept(offset, crc32c, &data);
+            if accepted == Ok(Accepted::Repeated) {
+                // A sign of life.
+                continue;
+            }
             self.entered.note_received(len);
-            let value = match verifier.accept(offset, crc32c, &data) {
+            let value = match accepted {
                 Ok(Accepted::Repeated) => continue,
                 Ok(Accepted::New(value)) => value,
                 Err(err) => {
@@ -213,6 +227,9 @@ impl Ingest {
     /// What is delivered must be labelled as what it is, and be what was asked for.
     fn check_consistency(&self, finish: &Finish, after: &Fingerprint) -> Result<(), &'static str> {
         let before = self.transfer.file.as_ref().map(|file| file.fingerprint);
+        if finish.trusted_bytes > self.transfer.kept_bytes {
+            return Err("more bytes were trusted than were kept");
+        }
         match finish.delivered {
             Delivered::Unchanged if before == Some(*after) => Ok(()),
             Delivered::Unchanged => Err("the fingerprint at the end is not that of the beginning"),
@@ -255,7 +272,7 @@ impl Ingest {
         }
         if digest != finish.digest {
             self.coordinator.metrics.root_refused();
-            self.discard().await;
+            self.abandon(written).await;
             self.record(Step::Mismatched { epoch }).await?;
             let text =
                 format!("the bytes received have the BLAKE3 {digest}, not {}", finish.digest);

@@ -36,7 +36,7 @@ mod space;
 
 pub use disk::{Disk, RealDisk, Space};
 pub use journal::Whole;
-pub use kept::Kept;
+pub use kept::{Kept, Resumed, Unproved};
 pub use partial::Partial;
 pub use root::{MARKER, OpenError};
 pub use space::{Gauge, Marks, Room};
@@ -77,7 +77,10 @@ impl LandingError {
     /// What is in the journal is as good as it was. Not after a sync that failed, whatever the
     /// reason: nobody can tell what that one lost.
     pub fn leaves_kept(&self) -> bool {
-        self.is_unwritable() && self.action != SYNC_DATA
+        // Of the process, or of the moment: no file descriptors, no memory, no threads.
+        let passing = [Errno::INTR, Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN];
+        let is_passing = Errno::from_io_error(&self.source).is_some_and(|e| passing.contains(&e));
+        (self.is_unwritable() || is_passing) && self.action != SYNC_DATA
     }
 
     /// There is no such file.

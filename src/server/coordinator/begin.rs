@@ -114,7 +114,8 @@ pub struct Begun {
 /// Returns how what is kept changes when an upload begins: it goes on from somewhere, or from zero.
 fn kept_at_begin(transfer: &Transfer, header: &Header) -> Option<Step> {
     let epoch = transfer.epoch;
-    if header.offset == transfer.kept_bytes {
+    // More than is on record is for the disk to refuse.
+    if header.offset >= transfer.kept_bytes {
         return None;
     }
     if header.offset > 0 {

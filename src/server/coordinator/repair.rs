@@ -76,11 +76,13 @@ impl Coordinator {
             let wanted =
                 transfer.filter(|t| !matches!(t.state, State::Cancelled | State::Complete));
             let Some(transfer) = wanted else {
-                self.on_disk(move |landing| landing.discard(id)).await?;
-                done.dropped += 1;
+                match self.on_disk(move |landing| landing.discard(id)).await {
+                    Ok(()) => done.dropped += 1,
+                    Err(err) => err.log(),
+                }
                 continue;
             };
-            let kept_bytes = self.on_disk(move |landing| landing.settle_partial(id)).await?;
+            let kept_bytes = self.kept_now(&transfer).await;
             if kept_bytes > 0 {
                 self.landing.inherit(id);
                 done.kept += 1;
@@ -119,7 +121,7 @@ impl Coordinator {
         cause: Cause,
     ) -> Result<(), Error> {
         let (id, epoch) = (transfer.id, transfer.epoch);
-        let kept_bytes = self.on_disk(move |landing| landing.settle_partial(id)).await?;
+        let kept_bytes = self.kept_now(transfer).await;
         let received_bytes = kept_bytes.saturating_sub(transfer.kept_bytes);
         let kept = Step::Kept { epoch, kept_bytes };
         let kept = (kept_bytes != transfer.kept_bytes).then_some(kept);
@@ -130,8 +132,21 @@ impl Coordinator {
 
     async fn note_kept(self: &Arc<Self>, transfer: &Transfer) -> Result<(), Error> {
         let (id, epoch) = (transfer.id, transfer.epoch);
-        let kept_bytes = self.on_disk(move |landing| landing.settle_partial(id)).await?;
+        let kept_bytes = self.kept_now(transfer).await;
         ignore_late(self.apply(id, Step::Kept { epoch, kept_bytes }).await)
+    }
+
+    /// Returns what is kept of a transfer; as before, if the disk does not tell: one file must not
+    /// keep a server from starting.
+    async fn kept_now(&self, transfer: &Transfer) -> u64 {
+        let id = transfer.id;
+        match self.on_disk(move |landing| landing.settle_partial(id)).await {
+            Ok(kept_bytes) => kept_bytes,
+            Err(err) => {
+                err.log();
+                transfer.kept_bytes
+            }
+        }
     }
 
     /// Removes files that no record wants: deleted on request when the server stopped before it was
@@ -205,7 +220,9 @@ impl Coordinator {
             // Held, so that no upload of it begins meanwhile.
             if let Some(_held) = self.uploads.hold(transfer.id) {
                 tracing::warn!(transfer_id = %transfer.id, state = ?transfer.state, "settled an orphan");
-                self.repair_attempt(&transfer).await?;
+                if let Err(err) = self.repair_attempt(&transfer).await {
+                    err.log();
+                }
             }
         }
         Ok(())
@@ -214,7 +231,10 @@ impl Coordinator {
     /// Removes what is left of transfers that nobody wants any more.
     pub async fn collect_abandoned(&self) -> Result<(), Error> {
         for id in self.on_disk(Landing::partials).await? {
-            self.collect(id).await?;
+            // One that fails keeps nobody else's.
+            if let Err(err) = self.collect(id).await {
+                err.log();
+            }
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use super::{End, Ingest, Received, sink::Written};
 use crate::{
     chunk::ChunkError,
-    server::{coordinator::ignore_late, error::Error},
+    server::{coordinator::ignore_late, error::Error, landing::Landing},
     status::Reason,
     transfer::{Cause, FailReason, Moment, State, Step},
 };
@@ -33,7 +33,7 @@ impl Ingest {
         let (cause, err) = match end {
             End::Abort { reason, detail } if !reason.is_worth_retrying() => {
                 let epoch = self.transfer.epoch;
-                self.discard().await;
+                self.abandon(written).await;
                 self.ended(Step::Refused { epoch, reason, detail }, Keep::Nothing).await?;
                 return Ok(Received::Aborted);
             }
@@ -52,15 +52,17 @@ impl Ingest {
                 (Cause::ServerStopped, Some(err))
             }
             End::Cut => {
+                // First what is there is made durable.
+                let keep = self.keep(written).await;
                 let cause = self.coordinator.cause_of_cut(&self.transfer).await;
                 let text = "the upload ended before its Finish";
-                (cause, Some(Error::refused(Reason::NotWhole, text)))
+                return self.broken(keep, cause, Error::refused(Reason::NotWhole, text)).await;
             }
             End::Damaged => {
                 let text = "what was kept has changed on the server's disk";
                 tracing::error!(text, "a partial file is dropped");
                 let err = Error::refused(Reason::ServerIo, text);
-                self.discard().await;
+                self.abandon(written).await;
                 return self.broken(Keep::Nothing, Cause::ServerDisk { is_full: false }, err).await;
             }
             End::Refused(err) => {
@@ -74,7 +76,7 @@ impl Ingest {
             End::Finish { .. } => unreachable!("a Finish is taken by `finish`"),
         };
         let keep = if is_of_the_source(&cause, err.as_ref()) {
-            self.discard().await;
+            self.abandon(written).await;
             Keep::Nothing
         } else {
             self.keep(written).await
@@ -163,9 +165,17 @@ impl Ingest {
         if leaves_kept(err) {
             return self.keep(written).await;
         }
-        drop(written);
-        self.discard().await;
+        self.abandon(written).await;
         Keep::Nothing
+    }
+
+    /// Removes what was written, once nothing writes any more.
+    pub(super) async fn abandon(&self, written: Written) {
+        let id = self.transfer.id;
+        let abandon = move |landing: &Landing| written.abandon(landing, id);
+        if let Err(err) = self.coordinator.on_disk(abandon).await {
+            err.log();
+        }
     }
 
     pub(super) async fn keep_after_publish(&self, err: &Error) -> Keep {

@@ -1,13 +1,19 @@
 //! Where the verified chunks of one upload go. A small file is kept in memory until it is whole, and
 //! then lands in one piece; a larger one is written as it comes, by a thread of its own.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
 };
 
 use bytes::Bytes;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
 
 use crate::{
     chunk::{Prefix, Value},
@@ -16,7 +22,7 @@ use crate::{
     server::{
         coordinator::Coordinator,
         error::Error,
-        landing::{Landing, LandingError, Partial, Whole},
+        landing::{Landing, LandingError, Partial, Resumed, Unproved, Whole},
     },
 };
 
@@ -62,12 +68,14 @@ impl Sink {
             return Ok((Self::Writer(Writer::start(landing, partial)), Prefix::default()));
         }
         let resume = move |landing: &Landing| landing.resume(attempt, whole, offset);
-        let Some((partial, prefix)) = coordinator.on_disk(resume).await? else {
+        let Some(resumed) = coordinator.on_disk(resume).await? else {
             return Err(Error::WrongOffset { expected: 0 });
         };
-        let recheck = landing
-            .is_inherited(attempt.transfer)
-            .then(|| Recheck::start(Arc::clone(&landing), attempt.transfer, offset));
+        let Resumed { partial, prefix, unproved } = resumed;
+        let recheck = match unproved {
+            Some(unproved) => Some(Recheck::start(Arc::clone(&landing), unproved)?),
+            None => None,
+        };
         let writer = Writer { recheck, ..Writer::start(landing, partial) };
         Ok((Self::Writer(writer), prefix))
     }
@@ -117,21 +125,29 @@ impl Writer {
 /// A thread that reads again what an earlier process kept, while the rest comes. Dropped, it ends.
 pub(super) struct Recheck {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<bool, LandingError>>,
+    result: oneshot::Receiver<Result<bool, LandingError>>,
 }
 
 impl Recheck {
-    fn start(landing: Arc<Landing>, transfer: TransferId, bytes: u64) -> Self {
+    /// Not on a thread of the runtime's: after a restart there may be as many of these as uploads,
+    /// and they take long.
+    fn start(landing: Arc<Landing>, unproved: Unproved) -> Result<Self, Error> {
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let recheck = move || landing.recheck(transfer, bytes, &stopped);
-        Self { stop, thread: tokio::task::spawn_blocking(recheck) }
+        let (tell, result) = oneshot::channel();
+        let thread = thread::Builder::new().name("fts-recheck".to_owned());
+        let spawned = thread.spawn(move || {
+            // Whoever asked may have gone.
+            drop(tell.send(landing.recheck(&unproved, &stopped)));
+        });
+        spawned.map_err(|err| Error::Internal(err.to_string()))?;
+        Ok(Self { stop, result })
     }
 
     /// Returns whether what was kept is what the journal says.
     pub(super) async fn is_good(&mut self) -> Result<bool, Error> {
-        let done = (&mut self.thread).await;
-        Ok(done.map_err(|err| Error::Internal(err.to_string()))??)
+        let done = (&mut self.result).await;
+        Ok(done.map_err(|_| Error::Internal("a recheck panicked".to_owned()))??)
     }
 }
 
@@ -152,6 +168,20 @@ impl Written {
                 landing.publish(partial)
             }
         }
+    }
+
+    /// Removes it, once nothing writes for it any more. Blocks.
+    pub(super) fn abandon(
+        self,
+        landing: &Landing,
+        transfer: TransferId,
+    ) -> Result<(), LandingError> {
+        if let Self::Partial(mut partial) = self {
+            // How the last sync went does not matter; that it has ended does: a late one would
+            // write its journal beside the file of the next attempt.
+            drop(partial.settle());
+        }
+        landing.discard(transfer)
     }
 
     /// Puts it at rest until the next attempt, and returns how many bytes are kept. Blocks.

@@ -68,8 +68,9 @@ impl Journal {
         Self { file, header, records }
     }
 
-    /// Writes a batch, and syncs it. Call it once the data of these chunks has been synced.
-    pub(super) fn append(&mut self, disk: &dyn Disk, values: &[Value]) -> io::Result<()> {
+    /// Writes a batch, which counts once it has been synced. Call it once the data of these chunks
+    /// has been.
+    pub(super) fn write(&self, disk: &dyn Disk, values: &[Value]) -> io::Result<()> {
         let mut bytes = Vec::with_capacity(HEADER_BYTES + values.len() * RECORD_BYTES);
         if self.records == 0 {
             bytes.extend(encode_header(&self.header));
@@ -78,9 +79,13 @@ impl Journal {
             bytes.extend(encode_record(self.header.id, self.records, index, value));
         }
         let offset = if self.records == 0 { 0 } else { end_of(self.records) };
-        disk.write_at(&self.file, &bytes, offset)?;
+        disk.write_at(&self.file, &bytes, offset)
+    }
+
+    /// Syncs a batch of so many records.
+    pub(super) fn sync(&mut self, disk: &dyn Disk, records: usize) -> io::Result<()> {
         disk.sync_data(&self.file)?;
-        self.records += values.len() as u64;
+        self.records += records as u64;
         Ok(())
     }
 }
@@ -238,13 +243,18 @@ mod tests {
         [index; 32]
     }
 
+    fn append(journal: &mut Journal, values: &[Value]) {
+        journal.write(&RealDisk, values).expect("written");
+        journal.sync(&RealDisk, values.len()).expect("synced");
+    }
+
     /// A journal of three batches: 0–3, 4–5, 6–8.
     fn journal() -> (Vec<u8>, Vec<Value>) {
         let file = tempfile::tempfile().expect("a file");
         let mut journal = Journal::begin(file, whole());
         let values: Vec<_> = (0..9).map(value).collect();
         for batch in [0..4, 4..6, 6..9] {
-            journal.append(&RealDisk, &values[batch]).expect("written");
+            append(&mut journal, &values[batch]);
         }
         assert_eq!(journal.records, 9);
         let mut bytes = vec![0; usize::try_from(end_of(9)).expect("small")];
@@ -309,7 +319,7 @@ mod tests {
         let file = tempfile::tempfile().expect("a file");
         let whole = Whole { size: 2 * CHUNK_BYTES as u64, ..whole() };
         let mut journal = Journal::begin(file, whole);
-        journal.append(&RealDisk, &[value(0), value(1)]).expect("written");
+        append(&mut journal, &[value(0), value(1)]);
         assert!(matches!(read(&journal.file), Err(ReadError::Damaged(_))));
     }
 }

@@ -34,6 +34,23 @@ pub struct Kept {
     pub prefix: Prefix,
 }
 
+/// An upload that goes on with what was kept.
+#[derive(Debug)]
+pub struct Resumed {
+    pub partial: Partial,
+    pub prefix: Prefix,
+    /// What must be read again before it can be published.
+    pub unproved: Option<Unproved>,
+}
+
+/// Kept bytes that an earlier process wrote, and that were not read again since.
+#[derive(Debug)]
+pub struct Unproved {
+    transfer: TransferId,
+    data: File,
+    values: Vec<Value>,
+}
+
 impl Landing {
     /// Goes on with what is kept of a transfer: with its first `offset` bytes, whose values are
     /// returned too. `None` if so much of this very file is not there.
@@ -42,7 +59,7 @@ impl Landing {
         attempt: AttemptId,
         whole: Whole,
         offset: u64,
-    ) -> Result<Option<(Partial, Prefix)>, LandingError> {
+    ) -> Result<Option<Resumed>, LandingError> {
         let name = attempt.transfer.to_string();
         let failed = |action, source| LandingError { action, name: name.clone(), source };
         let Some(found) = self.look(attempt.transfer)? else { return Ok(None) };
@@ -58,10 +75,16 @@ impl Landing {
         self.disk
             .reserve(&found.data, whole.size)
             .map_err(|err| failed("reserve space for", err))?;
+        let unproved = if self.inherited().contains(&attempt.transfer) {
+            let data = found.data.try_clone().map_err(|err| failed("open once more", err))?;
+            Some(Unproved { transfer: attempt.transfer, data, values: values.to_vec() })
+        } else {
+            None
+        };
         let journal = Journal::resume(found.journal, found.header, records);
         let begun = Partial::new(found.data, attempt, whole.size, root.life());
         let partial = begun.resume((whole, offset), dir, journal);
-        Ok(Some((partial, journal::prefix(values))))
+        Ok(Some(Resumed { partial, prefix: journal::prefix(values), unproved }))
     }
 
     /// Ends the writing of a partial file whose attempt broke, and returns how many bytes of it are
@@ -89,8 +112,13 @@ impl Landing {
         let Some(found) = self.look(transfer)? else { return Ok(0) };
         let records = found.values.len() as u64;
         self.cut(transfer, &found, records)?;
-        // Records may be there that no sync has covered: of a process that ended, or after an error.
-        if let Err(source) = self.disk.sync_data(&found.journal) {
+        // Records may be there that no sync has covered, and names: of a process that ended, or after
+        // an error.
+        let synced = self.disk.sync_data(&found.journal).and_then(|()| {
+            let dir = self.partial()?;
+            self.disk.sync_dir(&dir)
+        });
+        if let Err(source) = synced {
             let err = LandingError { action: SYNC_DATA, name: transfer.to_string(), source };
             self.discard_after(transfer, &err);
             return Err(err);
@@ -107,40 +135,29 @@ impl Landing {
         }))
     }
 
-    /// Reads the first `bytes` bytes that are kept of a transfer again, and returns whether they
-    /// are what the journal says. Ends early once `stop` is set.
-    pub fn recheck(
-        &self,
-        transfer: TransferId,
-        bytes: u64,
-        stop: &AtomicBool,
-    ) -> Result<bool, LandingError> {
-        let name = transfer.to_string();
-        let failed = |action, source| LandingError { action, name: name.clone(), source };
-        let Some(found) = self.look(transfer)? else { return Ok(false) };
+    /// Reads what an earlier process kept again, and returns whether it is what the journal said.
+    /// Ends early once `stop` is set; then it is not known.
+    pub fn recheck(&self, unproved: &Unproved, stop: &AtomicBool) -> Result<bool, LandingError> {
+        let name = unproved.transfer.to_string();
         let mut buffer = vec![0; limits::CHUNK_BYTES];
         let mut offset = 0;
-        for value in &found.values {
-            if offset >= bytes || stop.load(Ordering::Relaxed) {
-                break;
+        for value in &unproved.values {
+            if stop.load(Ordering::Relaxed) {
+                return Ok(false);
             }
-            let read = found.data.read_exact_at(&mut buffer, offset);
-            read.map_err(|err| failed("read again", err))?;
+            let read = unproved.data.read_exact_at(&mut buffer, offset);
+            read.map_err(|source| LandingError {
+                action: "read again",
+                name: name.clone(),
+                source,
+            })?;
             if chunk::value(offset, &buffer) != *value {
                 return Ok(false);
             }
             offset += buffer.len() as u64;
         }
-        if offset >= bytes {
-            self.inherited().remove(&transfer);
-        }
+        self.inherited().remove(&unproved.transfer);
         Ok(true)
-    }
-
-    /// Whether what is kept of a transfer was found at the start of this process, and has not been
-    /// read again since.
-    pub fn is_inherited(&self, transfer: TransferId) -> bool {
-        self.inherited().contains(&transfer)
     }
 
     /// Removes what there is of a transfer that has not been published.
@@ -234,9 +251,8 @@ impl Landing {
                 "its data is shorter than its journal, or nothing is in that".to_owned()
             }
             Err(journal::ReadError::Damaged(why)) => why.to_owned(),
-            Err(journal::ReadError::Io(err)) => {
-                return Err(failed("read the journal of", err));
-            }
+            // A disk that does not give it back: it is as good as damaged.
+            Err(journal::ReadError::Io(err)) => err.to_string(),
         };
         tracing::warn!(transfer_id = %transfer, why, "nothing is kept of a partial file");
         self.discard(transfer)?;
@@ -255,7 +271,9 @@ impl Landing {
         let end = journal::end_of(records);
         if found.journal.metadata().map_err(failed)?.len() != end {
             disk.truncate(&found.journal, end).map_err(failed)?;
-            disk.sync_data(&found.journal).map_err(failed)?;
+            let name = transfer.to_string();
+            let synced = disk.sync_data(&found.journal);
+            synced.map_err(|source| LandingError { action: SYNC_DATA, name, source })?;
         }
         // Even to the same length: it frees what was reserved beyond.
         disk.truncate(&found.data, records * limits::CHUNK_BYTES as u64).map_err(failed)

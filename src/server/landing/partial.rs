@@ -88,7 +88,7 @@ impl Partial {
     }
 
     /// Waits for the sync that is under way, and returns whether a journal has been begun.
-    pub(super) fn settle(&mut self) -> Result<bool, LandingError> {
+    pub fn settle(&mut self) -> Result<bool, LandingError> {
         let Some(keeping) = &mut self.keeping else { return Ok(false) };
         keeping.settle()
     }
@@ -104,6 +104,12 @@ impl Keeping {
         !self.values.is_empty()
             && (self.since.elapsed() >= limits::CHECKPOINT_EVERY
                 || bytes >= limits::CHECKPOINT_BYTES)
+    }
+
+    /// So much waits for the sync that is under way that it is waited for: the disk is slower than
+    /// the line, and a crash must not cost more and more.
+    fn is_behind(&self) -> bool {
+        self.values.len() as u64 * limits::CHUNK_BYTES as u64 >= limits::CHECKPOINT_BYTES
     }
 
     fn is_busy(&self) -> bool {
@@ -184,7 +190,8 @@ impl Batch {
             let file = file.map_err(|err| failed("create the journal of", err))?;
             (Journal::begin(file, self.whole), true)
         };
-        journal.append(disk, &self.values).map_err(|err| failed("write the journal of", err))?;
+        journal.write(disk, &self.values).map_err(|err| failed("write the journal of", err))?;
+        journal.sync(disk, self.values.len()).map_err(|err| failed(SYNC_DATA, err))?;
         if is_new {
             disk.sync_dir(&self.dir).map_err(|err| failed("sync the directory of", err))?;
         }
@@ -239,7 +246,7 @@ impl Landing {
         let batched = self.batched(partial);
         let Some(keeping) = partial.keeping.as_mut().filter(|_| !is_last) else { return Ok(()) };
         keeping.values.extend(value);
-        if keeping.is_due() && !keeping.is_busy() {
+        if keeping.is_due() && (!keeping.is_busy() || keeping.is_behind()) {
             let batch = keeping.batch(&batched)?;
             let thread = thread::Builder::new().name("fts-sync".to_owned());
             match thread.spawn(move || batch.run()) {

@@ -124,7 +124,7 @@ impl Upload {
             (_, 0) => server.landing.begin(attempt, whole).map(Some),
             _ => {
                 let resumed = server.landing.resume(attempt, whole, offset);
-                resumed.map(|resumed| resumed.map(|(partial, _)| partial))
+                resumed.map(|resumed| resumed.map(|resumed| resumed.partial))
             }
         };
         let cause = match opened {
