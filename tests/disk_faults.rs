@@ -431,6 +431,60 @@ async fn a_sync_that_failed_is_not_tried_again_and_nothing_is_kept() {
     }
 }
 
+/// Notes writes and syncs, of the journal and of the data.
+#[derive(Default)]
+struct OrderDisk {
+    journal: AtomicI64,
+    calls: Arc<Mutex<Vec<&'static str>>>,
+}
+
+impl OrderDisk {
+    fn note(&self, file: &File, of_journal: &'static str, of_data: &'static str) {
+        let is_journal = inode(file).cast_signed() == self.journal.load(Ordering::SeqCst);
+        let call = if is_journal { of_journal } else { of_data };
+        self.calls.lock().expect("no panic").push(call);
+    }
+}
+
+impl Disk for OrderDisk {
+    fn create_new(&self, dir: &OwnedFd, name: &str) -> io::Result<File> {
+        let file = RealDisk.create_new(dir, name)?;
+        if name.ends_with(".journal") {
+            self.journal.store(inode(&file).cast_signed(), Ordering::SeqCst);
+        }
+        Ok(file)
+    }
+
+    fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+        self.note(file, "journal", "data");
+        RealDisk.write_at(file, data, offset)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        RealDisk.sync_data(file)?;
+        self.note(file, "journal synced", "data synced");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_journal_speaks_only_of_data_that_was_synced() {
+    let disk = OrderDisk::default();
+    let calls = Arc::clone(&disk.calls);
+    let setup = Setup { disk: Box::new(disk), ..Setup::default() };
+    let server = TestServer::start_with(setup).await;
+
+    keep_two_chunks(&server, &bytes(4 * CHUNK_BYTES, 12)).await;
+
+    let mut calls = calls.lock().expect("no panic").clone();
+    calls.retain(|call| *call != "data");
+    assert!(calls.starts_with(&["data synced", "journal", "journal synced"]), "{calls:?}");
+    // Each batch by itself, and once more as the upload comes to rest.
+    let count = |call| calls.iter().filter(|c| **c == call).count();
+    assert!(count("journal synced") > count("journal"), "{calls:?}");
+    server.stop().await;
+}
+
 #[tokio::test]
 async fn space_is_reserved_before_the_first_byte_and_given_back_when_the_upload_breaks() {
     let server = TestServer::start().await;

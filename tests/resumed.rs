@@ -325,6 +325,54 @@ async fn a_paused_transfer_keeps_what_it_has_and_a_cancelled_one_nothing() {
     assert!(common::files_beneath(&dir.path().join("files")).is_empty());
 }
 
+#[tokio::test]
+async fn data_that_is_shorter_than_its_journal_is_not_believed() {
+    let Cut { server, session, id, .. } = cut(bytes(6 * CHUNK_BYTES, 16), 4).await;
+    drop(session);
+    server.shown(&id, |t| t.bytes_kept == 4 * MIB).await;
+    let dir = server.abort().await;
+    let data = dir.path().join("files/partial").join(&id);
+    let data = fs::OpenOptions::new().write(true).open(data).expect("a partial file");
+    data.set_len(4 * MIB - 1).expect("cut");
+
+    let server = TestServer::start_in(dir, Setup::default(), 0).await;
+
+    assert_eq!(server.transfer(&id).await.bytes_kept, 0);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_running_upload_journals_what_has_come() {
+    let server = TestServer::start().await;
+    let mut session = RawSession::open(&server, "client-1").await;
+    let id = server.trigger("client-1", "/raw").await.id;
+    let data = bytes(4 * CHUNK_BYTES, 17);
+    let attempt = session.command().await.attempt;
+    let header = session.header(attempt, &data);
+    let mut raw = RawUpload::open(server.address).await;
+    raw.send(Upload::Header(header)).await;
+    raw.send(chunks(&data).remove(0)).await;
+    // Time is what makes a batch due.
+    tokio::time::sleep(limits::CHECKPOINT_EVERY).await;
+    raw.send(chunks(&data).remove(1)).await;
+
+    let journal = server.dir().join(format!("files/partial/{id}.journal"));
+    server.shown(&id, |_| fs::metadata(&journal).is_ok_and(|meta| meta.len() > 0)).await;
+}
+
+#[tokio::test]
+async fn a_clean_up_leaves_what_may_still_be_wanted() {
+    let Cut { server, session, id, .. } = cut(bytes(4 * CHUNK_BYTES, 18), 2).await;
+    drop(session);
+    server.shown(&id, |t| t.bytes_kept == 2 * MIB).await;
+
+    server.coordinator.collect_abandoned().await.expect("looked");
+
+    let mut session = RawSession::open(&server, "client-1").await;
+    assert_eq!(kept(session.command().await.resume.as_ref()), 2 * MIB);
+    server.stop().await;
+}
+
 // === The real client ===
 
 #[tokio::test]
