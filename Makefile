@@ -7,7 +7,7 @@ CARGO ?= cargo
 # The dependencies of Cargo.lock, and no others.
 LOCKED ?= --locked
 
-.PHONY: help build demo test test-all lint fmt check-client deny doc chaos chaos-faults chaos-kills bench bench-micro fleet network run-server run-client clean
+.PHONY: help build demo test test-all lint fmt check-client deny doc chaos chaos-faults chaos-kills bench bench-micro fleet network sabotage run-server run-client clean
 
 help: ## says what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ fleet: ## N idle clients on one server: what they cost (release build; N=20000)
 network: ## what networks do, behind a NAT in network namespaces (root; NAMES="router-reboot-idle …")
 	$(CARGO) build $(LOCKED) --all-features
 	tests/network/scenarios.py $(NAMES)
+
+sabotage: ## takes one defence after the other away: a named test must fail (long; NAMES="no-fencing …")
+	scripts/sabotage $(NAMES)
 
 run-server: ## starts a server on localhost:3000
 	$(CARGO) run $(LOCKED) --bin fts-server
