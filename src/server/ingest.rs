@@ -192,20 +192,17 @@ impl Ingest {
                 Err(err) => return End::Refused(err),
             };
             let len = data.len() as u64;
-            let accepted = verifier.accept(offset, crc32c, &data);
-            if accepted == Ok(Accepted::Repeated) {
-                // A sign of life.
-                continue;
-            }
-            self.entered.note_received(len);
-            let value = match accepted {
+            let value = match verifier.accept(offset, crc32c, &data) {
+                // A sign of life, and no waste.
                 Ok(Accepted::Repeated) => continue,
                 Ok(Accepted::New(value)) => value,
                 Err(err) => {
+                    self.entered.note_received(len);
                     self.coordinator.metrics.chunk_refused(&err);
                     return End::Refused(refused_chunk(&err));
                 }
             };
+            self.entered.note_received(len);
             self.coordinator.metrics.bytes_received(len);
             self.entered.note_done(verifier.next_offset());
             if sink.write(data, value).await.is_err() {
