@@ -15,7 +15,8 @@ use fts::{
     ids::TransferId,
     limits,
     server::store::{
-        self, ClientRecord, Created, Events, Store, StoreError, TransferFilter, sqlite::SqliteStore,
+        self, Applied, ClientRecord, Created, Events, Store, StoreError, TransferFilter,
+        sqlite::SqliteStore,
     },
     transfer::{Cause, FailReason, State, Step, Transfer},
 };
@@ -288,6 +289,29 @@ async fn every_attempt_leaves_a_record() {
     assert!(rows.iter().all(|row| row.get::<String, _>(6) == site.instance.secret_text()));
     assert!(rows.iter().all(|row| row.get::<i64, _>(7).cast_unsigned() == site.session.0));
     assert_eq!(store.transfer(again).await.unwrap().unwrap().state, State::Offered);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_attempt_is_ended_by_the_step_that_left_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    let site = Site::open(&store, 1).await;
+    let id = site.create(0).await.id;
+    let epoch = site.offer(10).await.epoch;
+
+    let done = store
+        .apply(id, &[(Step::Busy { epoch }, moment(11)), (Step::MadeDue, moment(12))])
+        .await
+        .unwrap();
+
+    assert!(matches!(done, Applied::Done(_)), "{done:?}");
+    let row = sqlx::query("SELECT ended_ms - $1, outcome FROM attempts")
+        .bind(T0)
+        .fetch_one(&mut raw(dir.path()).await)
+        .await
+        .unwrap();
+    assert_eq!((row.get(0), row.get(1)), (11, "CLIENT_BUSY".to_owned()));
     store.close().await;
 }
 

@@ -219,12 +219,15 @@ async fn apply(
         Ok(after) => after,
         Err(err) => return Ok(Applied::Refused(err, before)),
     };
-    let (Some(latest), Some((step, _))) = (after.last(), steps.last()) else {
+    if after.is_empty() {
         return Ok(Applied::Done(after));
-    };
+    }
     update(tx, &before, &after).await?;
     if before.state.is_outstanding() {
-        update_attempt(tx, &before, latest, step).await?;
+        // The attempt ends at the first step that leaves it; those that follow are not its own.
+        let ending = after.iter().position(|version| !version.state.is_outstanding());
+        let last = ending.unwrap_or(after.len() - 1);
+        update_attempt(tx, &before, &after[last], &steps[last].0).await?;
     }
     Ok(Applied::Done(after))
 }
