@@ -63,5 +63,7 @@ pub mod settings;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;
+#[cfg(any(feature = "client", feature = "operator", feature = "server"))]
+pub mod token;
 pub mod transfer;
 pub mod wire;

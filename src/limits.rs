@@ -244,6 +244,11 @@ pub const PRUNE_EVENTS_MAX: u64 = 10_000;
 
 // === Operators ===
 
+/// An operator's name.
+pub const OPERATOR_BYTES_MAX: usize = 64;
+/// Clients, and paths, that a scope names.
+pub const SCOPE_ITEMS_MAX: usize = 256;
+
 pub const PAGE_SIZE: u32 = 100;
 pub const PAGE_SIZE_MAX: u32 = 1000;
 /// A page ends early at this weight: gRPC clients take messages of 4 MiB.

@@ -16,6 +16,7 @@ use crate::{
     wire::{DESCRIPTORS, proto},
 };
 
+pub mod access;
 mod arrived;
 pub mod check;
 pub mod config;

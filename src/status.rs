@@ -44,6 +44,25 @@ macro_rules! reasons {
 
 reasons! {
     InvalidArgument = "INVALID_ARGUMENT", InvalidArgument, 400;
+    /// No credentials, or none that are good.
+    Unauthenticated = "UNAUTHENTICATED", Unauthenticated, 401;
+    /// Good credentials, but not for this.
+    PermissionDenied = "PERMISSION_DENIED", PermissionDenied, 403;
+    /// The certificate is of another client than the message says.
+    WrongClient = "WRONG_CLIENT", PermissionDenied, 403;
+    /// The certificate has expired: it can still be renewed.
+    CertificateExpired = "CERTIFICATE_EXPIRED", Unauthenticated, 401;
+    /// The identity was revoked, deleted, or replaced.
+    Revoked = "REVOKED", PermissionDenied, 403;
+    /// An operator has yet to approve the client.
+    PendingApproval = "PENDING_APPROVAL", FailedPrecondition, 409;
+    /// The join token is not good, or not for this id.
+    JoinRefused = "JOIN_REFUSED", PermissionDenied, 403;
+    AlreadyExists = "ALREADY_EXISTS", AlreadyExists, 409;
+    UnknownToken = "UNKNOWN_TOKEN", NotFound, 404;
+    UnknownOperator = "UNKNOWN_OPERATOR", NotFound, 404;
+    /// A quota of the client, or of the operator, is used up.
+    OverQuota = "OVER_QUOTA", ResourceExhausted, 429;
     /// It never registered.
     UnknownClient = "UNKNOWN_CLIENT", NotFound, 404;
     UnknownTransfer = "UNKNOWN_TRANSFER", NotFound, 404;

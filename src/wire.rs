@@ -7,6 +7,11 @@ pub mod proto {
     tonic::include_proto!("fts.v1");
 }
 
+/// Every method of our services, as the descriptors have them.
+pub mod method {
+    include!(concat!(env!("OUT_DIR"), "/methods.rs"));
+}
+
 pub mod codec;
 #[cfg(feature = "server")]
 pub mod control;

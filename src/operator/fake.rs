@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, transport::Server};
 
 #[allow(clippy::wildcard_imports)] // Half of the protocol is named below.
 use crate::wire::proto::{
+    WhoAmIRequest, WhoAmIResponse,
     control_server::{Control, ControlServer},
     watch_transfers_response::Kind,
     *,
@@ -257,6 +258,13 @@ impl Service {
 impl Control for Service {
     type WatchTransfersStream = Items<WatchTransfersResponse>;
     type ReadFileStream = Items<ReadFileResponse>;
+
+    async fn who_am_i(
+        &self,
+        _request: Request<WhoAmIRequest>,
+    ) -> Result<Response<WhoAmIResponse>, Status> {
+        Ok(Response::new(WhoAmIResponse::default()))
+    }
 
     async fn trigger_download(
         &self,

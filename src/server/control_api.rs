@@ -162,6 +162,13 @@ impl Control for ControlApi {
         Ok(Response::new(proto::GetClientResponse { client: Some(view.into()) }))
     }
 
+    async fn who_am_i(
+        &self,
+        _request: Request<proto::WhoAmIRequest>,
+    ) -> Answer<proto::WhoAmIResponse> {
+        Ok(Response::new(proto::WhoAmIResponse::default()))
+    }
+
     type ReadFileStream = Answers<proto::ReadFileResponse>;
 
     async fn read_file(

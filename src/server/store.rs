@@ -16,6 +16,7 @@ use crate::{
     transfer::{Moment, State, Step, StepError, Transfer},
 };
 
+pub mod credentials;
 pub mod memory;
 pub mod sqlite;
 

@@ -131,6 +131,7 @@ impl From<TransferView> for proto::Transfer {
             bytes_kept: transfer.kept_bytes,
             bytes_trusted: proof.map(|finish| finish.trusted_bytes).unwrap_or_default(),
             restart_detail: transfer.restart_detail.unwrap_or_default(),
+            operator: String::new(),
         }
     }
 }
