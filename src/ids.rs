@@ -6,7 +6,9 @@ use std::{fmt, str::FromStr, time::Duration};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::limits::{CLIENT_ID_BYTES_MAX, PATH_BYTES_MAX, REQUEST_ID_BYTES_MAX};
+use crate::limits::{
+    CLIENT_ID_BYTES_MAX, OPERATOR_BYTES_MAX, PATH_BYTES_MAX, REQUEST_ID_BYTES_MAX,
+};
 
 /// Why a text is not the name that it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -16,6 +18,8 @@ pub enum IdError {
         "a client id is 1 to {CLIENT_ID_BYTES_MAX} of A-Z a-z 0-9 . _ - and begins with a letter or digit"
     )]
     ClientId,
+    #[error("an operator's name is 1 to {OPERATOR_BYTES_MAX} of A-Z a-z 0-9 . _ - @")]
+    OperatorName,
     #[error("a transfer id is a UUID")]
     TransferId,
     #[error("an instance id is 16 bytes")]
@@ -54,6 +58,27 @@ impl FromStr for ClientId {
             && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
             && text.bytes().all(tail);
         if valid { Ok(Self(text.to_owned())) } else { Err(IdError::ClientId) }
+    }
+}
+
+/// An operator's name, as an administrator chose it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct OperatorName(String);
+
+impl OperatorName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for OperatorName {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'@');
+        let valid = (1..=OPERATOR_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain);
+        if valid { Ok(Self(text.to_owned())) } else { Err(IdError::OperatorName) }
     }
 }
 
@@ -254,6 +279,12 @@ impl fmt::Display for ClientId {
     }
 }
 
+impl fmt::Display for OperatorName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 impl fmt::Display for TransferId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.hyphenated().fmt(f)
@@ -343,6 +374,7 @@ macro_rules! text {
 
 text!(
     ClientId => |name: ClientId| name.0,
+    OperatorName => |name: OperatorName| name.0,
     TransferId => |name: TransferId| name.to_string(),
     InstanceId => |name: InstanceId| name.secret_text(),
     RequestId => |name: RequestId| name.0,
@@ -361,6 +393,16 @@ mod tests {
         }
         for bad in ["", "-a", ".a", "a/b", "a b", "é", "a\n", "../x", &"x".repeat(64)] {
             assert_eq!(bad.parse::<ClientId>(), Err(IdError::ClientId), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_operators_name_is_plain_and_bounded() {
+        for good in ["alice", "a.b_c-d@example.com", "9", &"x".repeat(OPERATOR_BYTES_MAX)] {
+            assert!(good.parse::<OperatorName>().is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "é", "a\n", &"x".repeat(OPERATOR_BYTES_MAX + 1)] {
+            assert_eq!(bad.parse::<OperatorName>(), Err(IdError::OperatorName), "{bad:?}");
         }
     }
 

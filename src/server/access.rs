@@ -1,7 +1,7 @@
 //! Who may do what: the roles of operators, what each may see and ask for, and the one table that
 //! says what a method needs. Pure: it knows no request and no store.
 
-use std::{fmt, str::FromStr};
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,8 +17,6 @@ use crate::{
 pub enum AccessError {
     #[error("a role is viewer, operator or admin")]
     Role,
-    #[error("an operator's name is 1 to {} of A-Z a-z 0-9 . _ - @", limits::OPERATOR_BYTES_MAX)]
-    OperatorName,
     #[error("a pattern is a client id in which * stands for any number of characters")]
     Pattern,
     #[error("a path of a scope is absolute, without '..'")]
@@ -56,33 +54,6 @@ impl FromStr for Role {
 
     fn from_str(text: &str) -> Result<Self, AccessError> {
         Self::ALL.into_iter().find(|role| role.as_str() == text).ok_or(AccessError::Role)
-    }
-}
-
-/// An operator's name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct OperatorName(String);
-
-impl OperatorName {
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for OperatorName {
-    type Err = AccessError;
-
-    fn from_str(text: &str) -> Result<Self, AccessError> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'@');
-        let valid =
-            (1..=limits::OPERATOR_BYTES_MAX).contains(&text.len()) && text.bytes().all(plain);
-        if valid { Ok(Self(text.to_owned())) } else { Err(AccessError::OperatorName) }
-    }
-}
-
-impl fmt::Display for OperatorName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
     }
 }
 

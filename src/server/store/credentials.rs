@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::StoreError;
 use crate::{
-    ids::{ClientId, UnixMs},
-    server::access::{OperatorName, Pattern, Role, Scope},
+    ids::{ClientId, OperatorName, UnixMs},
+    server::access::{Pattern, Role, Scope},
     token::{Sha256, TokenId},
 };
 
