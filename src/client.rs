@@ -11,7 +11,6 @@ pub mod config;
 pub mod demo_file;
 pub mod reload;
 mod resume;
-pub mod server_url;
 pub mod state_dir;
 
 mod board;
@@ -44,7 +43,13 @@ use status_page::StatusPage;
 use upload::{Uploader, log_path};
 
 use crate::{
-    ids::InstanceId, limits, settings::ConfigError, shutdown::Shutdown, wire::session::Hello,
+    ids::InstanceId,
+    limits,
+    route::{Proxies, Route},
+    settings::ConfigError,
+    shutdown::Shutdown,
+    tls::Trust,
+    wire::session::Hello,
 };
 
 /// A client that holds its state directory and its status port, and has not dialled yet.
@@ -82,6 +87,8 @@ impl Client {
             default_file: source.default_file().map(|path| path.as_str().to_owned()),
             allowed_roots: roots.clone(),
         };
+        let route = Route::new(&config.server, &Trust::System, None, &Proxies::off())
+            .map_err(|err| ConfigError::from(err.to_string()))?;
         let allowance = Allowance::new(config.rate_max, config.uploads_max);
         let hello = Hello {
             client: config.id,
@@ -94,7 +101,7 @@ impl Client {
             running: Vec::new(),
         };
         Ok(Self {
-            dialer: Dialer::tcp(&config.server),
+            dialer: Dialer::to(route),
             hello,
             shared: config.shared,
             trusts_fingerprint: config.trusts_fingerprint,

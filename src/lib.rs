@@ -40,7 +40,8 @@
 //!
 //! - [`limits`], [`ids`], [`rate`], [`chunk`], [`transfer`]: pure; no runtime, no wire, no SQL.
 //! - [`wire`], [`status`]: the only shared files that name protobuf or tonic types.
-//! - [`backoff`], [`settings`], [`shutdown`], [`telemetry`]: support.
+//! - [`backoff`], [`settings`], [`shutdown`], [`telemetry`], [`token`]: support.
+//! - `server_url`, `route`, [`tls`]: how client and operator dial a server, and know it.
 //! - `client`: the link to the server, jobs and uploads, and the local policy that says what may be
 //!   read.
 //! - `operator`: the tool `fts`.
@@ -56,13 +57,19 @@ pub mod limits;
 #[cfg(feature = "operator")]
 pub mod operator;
 pub mod rate;
+#[cfg(any(feature = "client", feature = "operator"))]
+pub mod route;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(any(feature = "client", feature = "operator"))]
+pub mod server_url;
 #[cfg(any(feature = "client", feature = "operator", feature = "server"))]
 pub mod settings;
 pub mod shutdown;
 pub mod status;
 pub mod telemetry;
+#[cfg(feature = "tls")]
+pub mod tls;
 #[cfg(any(feature = "client", feature = "operator", feature = "server"))]
 pub mod token;
 pub mod transfer;

@@ -123,7 +123,7 @@ pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T
 }
 
 /// Reads a file that is one: opening a pipe could wait for ever, and a device has no end.
-fn read_regular(path: &Path) -> Result<String, String> {
+pub(crate) fn read_regular(path: &Path) -> Result<String, String> {
     let nonblock = i32::try_from(OFlags::NONBLOCK.bits()).expect("a flag of open(2)");
     let file = fs::OpenOptions::new().read(true).custom_flags(nonblock).open(path);
     let file = file.map_err(|err| err.to_string())?;

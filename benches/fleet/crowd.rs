@@ -13,9 +13,9 @@ use fts::{
     client::{
         Client,
         config::{ClientConfig, Shared, StatusPort},
-        server_url::ServerUrl,
     },
     limits,
+    server_url::ServerUrl,
     shutdown::Shutdown,
     telemetry::{self, LogFormat},
 };

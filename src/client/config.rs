@@ -10,11 +10,11 @@ use std::{
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
-use super::server_url::ServerUrl;
 use crate::{
     ids::{ClientId, RemotePath},
     limits,
     rate::Rate,
+    server_url::ServerUrl,
     settings::{self, ConfigError, Picker},
     telemetry::LogFormat,
 };
@@ -442,13 +442,6 @@ mod tests {
         let problems = wish("99999999TB").resolve().expect_err("refused").problems;
         assert!(problems[0].starts_with("--size"), "{problems:?}");
         assert!(wish("16TiB").resolve().is_ok());
-    }
-
-    #[test]
-    fn https_is_refused_in_words() {
-        let flags = Flags { server: some("https://example.com"), ..remote() };
-        let problems = flags.resolve(&around()).expect_err("refused").problems;
-        assert!(problems[0].contains("TLS"), "{problems:?}");
     }
 
     #[test]

@@ -133,9 +133,9 @@ mod tests {
     use super::*;
 
     fn dialer() -> Dialer {
-        let refused = || Err(io::Error::from(io::ErrorKind::ConnectionRefused));
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
         let uri = "http://nowhere".parse().expect("a URI");
-        Dialer::new(uri, move || Box::pin(async move { refused() }))
+        Dialer::new(uri, move || Box::pin(async move { Err(refused().into()) }))
     }
 
     #[tokio::test]

@@ -1,25 +1,14 @@
-//! Dials the server: where the sockets of both connections come from, and how they are set.
+//! Dials the server: where the channels of both connections come from, and how they are set.
 
-use std::{fmt, future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, lookup_host},
-    time::timeout,
-};
 use tonic::transport::{Channel, Endpoint, Error as TransportError};
 
-use super::server_url::ServerUrl;
-use crate::limits;
+use crate::route::{self, Io, Route, RouteError};
 
-/// What carries HTTP/2.
-pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
-
-type Dialling = Pin<Box<dyn Future<Output = io::Result<Box<dyn Io>>> + Send>>;
+type Dialling = Pin<Box<dyn Future<Output = Result<Box<dyn Io>, RouteError>> + Send>>;
 
 /// Makes connections to one server. Clones dial the same.
 #[derive(Clone)]
@@ -41,11 +30,11 @@ impl fmt::Display for Dialer {
 }
 
 impl Dialer {
-    pub(super) fn tcp(server: &ServerUrl) -> Self {
-        let target = server.clone();
-        Self::new(server.uri().clone(), move || {
-            let target = target.clone();
-            Box::pin(async move { Ok(Box::new(connect(&target).await?) as Box<dyn Io>) })
+    pub(super) fn to(route: Route) -> Self {
+        let uri = route.server().uri().clone();
+        Self::new(uri, move || {
+            let route = route.clone();
+            Box::pin(async move { route.connect().await })
         })
     }
 
@@ -53,7 +42,8 @@ impl Dialer {
         Self { uri, dial: Arc::new(dial) }
     }
 
-    /// Dials for `Connect`. Its heartbeats are messages, so it needs no pings.
+    /// Dials for `Connect`, and for single calls. Its heartbeats are messages, so it needs no
+    /// pings.
     pub(super) async fn control(&self) -> Result<Channel, TransportError> {
         self.endpoint().connect_with_connector(self.connector()).await
     }
@@ -67,14 +57,12 @@ impl Dialer {
     }
 
     fn endpoint(&self) -> Endpoint {
-        Endpoint::from(self.uri.clone())
-            .connect_timeout(limits::CONNECT_WAIT)
-            .http2_max_header_list_size(limits::HTTP2_HEADER_BYTES_MAX)
+        route::endpoint(&self.uri)
     }
 
     fn connector(
         &self,
-    ) -> impl tower::Service<Uri, Response = TokioIo<Box<dyn Io>>, Error = io::Error, Future: Send>
+    ) -> impl tower::Service<Uri, Response = TokioIo<Box<dyn Io>>, Error = RouteError, Future: Send>
     + Send
     + 'static {
         let dial = self.dial.clone();
@@ -88,32 +76,3 @@ impl Dialer {
 /// Pings of the data connection, while an upload runs. More often, and some servers take it for an
 /// attack.
 const PING: Duration = Duration::from_secs(20);
-
-async fn connect(server: &ServerUrl) -> io::Result<TcpStream> {
-    let found: Vec<SocketAddr> = lookup_host((server.host(), server.port())).await?.collect();
-    // Whoever says localhost means it, whatever a resolver thinks.
-    let meant =
-        |address: &SocketAddr| !server.is_loopback() || address.ip().to_canonical().is_loopback();
-    let addresses: Vec<SocketAddr> = found.into_iter().filter(meant).collect();
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
-    // So that one address that does not answer leaves time for the others.
-    let each = limits::CONNECT_WAIT / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    for address in addresses {
-        match timeout(each, TcpStream::connect(address)).await {
-            Ok(Ok(socket)) => {
-                set_up(&socket)?;
-                return Ok(socket);
-            }
-            Ok(Err(err)) => last = err,
-            Err(_) => last = io::Error::new(io::ErrorKind::TimedOut, "no answer"),
-        }
-    }
-    Err(last)
-}
-
-fn set_up(socket: &TcpStream) -> io::Result<()> {
-    socket.set_nodelay(true)?;
-    let wait = u32::try_from(limits::TCP_USER_TIMEOUT.as_millis()).unwrap_or(u32::MAX);
-    rustix::net::sockopt::set_tcp_user_timeout(socket, wait)?;
-    Ok(())
-}

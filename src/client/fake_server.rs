@@ -25,7 +25,7 @@ use super::{
     board::{Board, Facts},
     config::Shared,
     data_connection::DataConnections,
-    dial::{Dialer, Io},
+    dial::Dialer,
     jobs::Jobs,
     link::Link,
     source::Source,
@@ -35,6 +35,7 @@ use super::{
 use crate::{
     ids::{InstanceId, SessionEpoch},
     limits,
+    route::Io,
     shutdown::Shutdown,
     wire::{
         proto::{

@@ -6,10 +6,10 @@ use fts::{
     client::{
         Client,
         config::{ClientConfig, Shared, StatusPort},
-        server_url::ServerUrl,
     },
     limits,
     rate::Rate,
+    server_url::ServerUrl,
     shutdown::Shutdown,
     telemetry::LogFormat,
 };

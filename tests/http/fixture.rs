@@ -11,9 +11,9 @@ use fts::{
     client::{
         Client,
         config::{ClientConfig, Shared, StatusPort},
-        server_url::ServerUrl,
     },
     limits,
+    server_url::ServerUrl,
     shutdown::Shutdown,
     telemetry::LogFormat,
     wire::proto::{Transfer, receipt::Status},

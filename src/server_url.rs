@@ -1,10 +1,10 @@
-//! The address of a server: what the client dials, and whether that is on this machine.
+//! The address of a server: what is dialled, whether in TLS, and whether that is on this machine.
 
 use std::{fmt, net::IpAddr};
 
 use http::Uri;
 
-/// Address of a server that is spoken to in clear text.
+/// Address of a server: `https://` in TLS, `http://` in clear text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServerUrl {
     uri: Uri,
@@ -13,28 +13,24 @@ pub struct ServerUrl {
 }
 
 impl ServerUrl {
-    /// Parses `http://HOST[:PORT]`.
+    /// Parses `https://HOST[:PORT]` or `http://HOST[:PORT]`.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let uri: Uri = text.parse().map_err(|_| "not a URL like http://host:3000".to_owned())?;
-        match uri.scheme_str() {
-            Some("http") => {}
-            Some("https") => {
-                return Err("https:// needs TLS, which this version does not have; \
-                            use http:// and, beyond this machine, --insecure"
-                    .to_owned());
-            }
-            _ => return Err("a server's URL begins with http://".to_owned()),
-        }
+        let uri: Uri = text.parse().map_err(|_| "not a URL like https://host:3000".to_owned())?;
+        let default_port = match uri.scheme_str() {
+            Some("https") => 443,
+            Some("http") => 80,
+            _ => return Err("a server's URL begins with https:// or http://".to_owned()),
+        };
         let bare = matches!(
             uri.path_and_query().map(http::uri::PathAndQuery::as_str),
             None | Some("" | "/")
         );
         let authority = uri.authority().filter(|authority| !authority.as_str().contains('@'));
         let Some(authority) = authority.filter(|_| bare) else {
-            return Err("a server's URL is only http://HOST:PORT".to_owned());
+            return Err("a server's URL is only https://HOST:PORT".to_owned());
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = authority.port_u16().unwrap_or(80);
+        let port = authority.port_u16().unwrap_or(default_port);
         if host.is_empty() || port == 0 {
             return Err("a server's URL has a host, and a port from 1 to 65535".to_owned());
         }
@@ -43,6 +39,10 @@ impl ServerUrl {
 
     pub fn uri(&self) -> &Uri {
         &self.uri
+    }
+
+    pub fn is_tls(&self) -> bool {
+        self.uri.scheme_str() == Some("https")
     }
 
     /// Without the brackets of an IPv6 address.
@@ -54,12 +54,17 @@ impl ServerUrl {
         self.port
     }
 
-    /// Whether it is on this machine. The dialler holds `localhost` to it, whatever a resolver
+    /// Whether it is on this machine. Whoever dials holds `localhost` to it, whatever a resolver
     /// says.
     pub fn is_loopback(&self) -> bool {
-        let by_address = |ip: IpAddr| ip.to_canonical().is_loopback();
-        self.host.eq_ignore_ascii_case("localhost") || self.host.parse().is_ok_and(by_address)
+        is_loopback(&self.host)
     }
+}
+
+/// Whether `host` is a name or an address of this machine only.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    let by_address = |ip: IpAddr| ip.to_canonical().is_loopback();
+    host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(by_address)
 }
 
 impl fmt::Display for ServerUrl {
@@ -92,16 +97,29 @@ mod tests {
             assert!(!ServerUrl::parse(elsewhere).expect(elsewhere).is_loopback(), "{elsewhere}");
         }
         let bad = [
-            "https://localhost",
+            "ftp://localhost",
             "localhost:3000",
             "http://u@localhost",
             "http://h/x",
             "http://h:0",
             "",
             "http://",
+            "https://",
+            "https://u:p@h",
         ];
         for bad in bad {
             assert!(ServerUrl::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_scheme_says_tls_and_the_port() {
+        let parts = |text: &str| {
+            let url = ServerUrl::parse(text).expect(text);
+            (url.is_tls(), url.host().to_owned(), url.port())
+        };
+        assert_eq!(parts("https://fts.example.com"), (true, "fts.example.com".to_owned(), 443));
+        assert_eq!(parts("http://fts.example.com"), (false, "fts.example.com".to_owned(), 80));
+        assert_eq!(parts("https://[::1]:3000/"), (true, "::1".to_owned(), 3000));
     }
 }
