@@ -134,6 +134,7 @@ impl Site {
     fn transfer(&self) -> Transfer {
         let request = Request {
             client: self.claimant.client.clone(),
+            operator: None,
             path: None,
             request_id: None,
             consistency: Consistency::Auto,

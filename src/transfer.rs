@@ -16,7 +16,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{ClientId, Digest, Epoch, InstanceId, RemotePath, RequestId, TransferId, UnixMs},
+    ids::{
+        ClientId, Digest, Epoch, InstanceId, OperatorName, RemotePath, RequestId, TransferId,
+        UnixMs,
+    },
     rate::Rate,
 };
 
@@ -196,6 +199,9 @@ pub enum Content {
 pub struct Transfer {
     pub id: TransferId,
     pub client: ClientId,
+    /// Who asked; `None` where no credentials are asked for. Absent in events of earlier versions.
+    #[serde(default)]
+    pub operator: Option<OperatorName>,
     /// `None` asks for the client's default file.
     pub path: Option<RemotePath>,
     pub request_id: Option<RequestId>,
@@ -243,7 +249,10 @@ pub struct Transfer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     pub client: ClientId,
+    /// Who asks; `None` where no credentials are asked for.
+    pub operator: Option<OperatorName>,
     pub path: Option<RemotePath>,
+    /// Its operator's: another's may be spelled alike.
     pub request_id: Option<RequestId>,
     pub consistency: Consistency,
     pub rate_max: Option<Rate>,
@@ -257,6 +266,7 @@ impl Transfer {
         Self {
             id,
             client: request.client,
+            operator: request.operator,
             path: request.path,
             request_id: request.request_id,
             consistency: request.consistency,

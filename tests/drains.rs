@@ -157,6 +157,7 @@ async fn a_draining_server_takes_no_new_transfer() {
     server.shutdown.drain();
     let request = fts::transfer::Request {
         client: "client-1".parse().expect("an id"),
+        operator: None,
         path: None,
         request_id: None,
         consistency: fts::transfer::Consistency::Auto,

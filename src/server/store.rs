@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{ClientId, InstanceId, SessionEpoch, TransferId, UnixMs},
+    ids::{ClientId, InstanceId, OperatorName, SessionEpoch, TransferId, UnixMs},
     transfer::{Moment, State, Step, StepError, Transfer},
 };
 
@@ -135,6 +135,29 @@ pub struct TransferFilter {
     pub states: Vec<State>,
 }
 
+/// On whose account something is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Party {
+    Client(ClientId),
+    Operator(OperatorName),
+}
+
+/// What was used.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// That were created.
+    pub transfers: u64,
+    /// Of the attempts that were offered, once they have ended.
+    pub received_bytes: u64,
+}
+
+/// Returns which of the versions that steps led to is the last of the attempt that ran before: it
+/// ends at the first step that leaves it, and those that follow are not its own.
+fn last_of_attempt(versions: &[Transfer]) -> Option<usize> {
+    let ending = versions.iter().position(|version| !version.state.is_outstanding());
+    ending.or(versions.len().checked_sub(1))
+}
+
 /// The durable records. Every verb is one transaction.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -171,8 +194,9 @@ pub trait Store: Send + Sync + 'static {
 
     // === Transfers ===
 
-    /// Writes a new transfer, with its first event, if its client is known, its request id is new,
-    /// and the client has fewer than `limits::UNFINISHED_PER_CLIENT_MAX` unfinished ones.
+    /// Writes a new transfer, with its first event, if its client is known, its request id is new
+    /// among those of its operator, and the client has fewer than
+    /// `limits::UNFINISHED_PER_CLIENT_MAX` unfinished ones.
     async fn create(&self, transfer: &Transfer) -> Result<Created, StoreError>;
 
     /// Takes the client's oldest due transfers and offers them ([`Step::Claimed`]), if its session
@@ -226,6 +250,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Returns how many transfers are in each state.
     async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError>;
+
+    /// Returns what was used on an account since a moment, which counts too.
+    async fn usage(&self, of: &Party, since: UnixMs) -> Result<Usage, StoreError>;
 
     // === Events ===
 

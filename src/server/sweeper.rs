@@ -129,6 +129,7 @@ mod tests {
     async fn write(coordinator: &Coordinator, client: &ClientId) {
         let request = Request {
             client: client.clone(),
+            operator: None,
             path: None,
             request_id: None,
             consistency: Consistency::Auto,

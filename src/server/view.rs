@@ -123,6 +123,7 @@ pub(crate) mod samples {
     pub(crate) fn queued() -> TransferView {
         let request = Request {
             client: "client-1".parse().expect("an id"),
+            operator: Some("alice".parse().expect("a name")),
             path: Some("/var/log/a b.log".parse().expect("a path")),
             request_id: Some("r-1".parse().expect("an id")),
             consistency: Consistency::Auto,

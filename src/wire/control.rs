@@ -37,6 +37,7 @@ impl TryFrom<proto::TriggerDownloadRequest> for Request {
         };
         Ok(Self {
             client: message.client_id.parse()?,
+            operator: None,
             path: path(&message.path)?,
             request_id: optional(&message.request_id)?,
             consistency: consistency(asked),
@@ -131,7 +132,7 @@ impl From<TransferView> for proto::Transfer {
             bytes_kept: transfer.kept_bytes,
             bytes_trusted: proof.map(|finish| finish.trusted_bytes).unwrap_or_default(),
             restart_detail: transfer.restart_detail.unwrap_or_default(),
-            operator: String::new(),
+            operator: transfer.operator.map(String::from).unwrap_or_default(),
         }
     }
 }
@@ -334,6 +335,7 @@ mod tests {
         assert_eq!(message.failure, None);
         assert_eq!(message.waiting, None);
         assert_eq!((message.rate, message.max_rate), (699_051, 5_000_000));
+        assert_eq!(message.operator, "alice");
     }
 
     #[test]

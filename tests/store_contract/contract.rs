@@ -12,10 +12,10 @@ use fts::{
     ids::{Epoch, InstanceId, SessionEpoch, TransferId},
     rate::Rate,
     server::store::{
-        Applied, Claim, Claimant, Created, Events, Store, TransferFilter, memory::MemoryStore,
-        sqlite::SqliteStore,
+        Applied, Claim, Claimant, Created, Events, Party, Store, TransferFilter, Usage,
+        memory::MemoryStore, sqlite::SqliteStore,
     },
-    transfer::{Cause, Content, FailReason, State, Step, StepError, Transfer},
+    transfer::{Cause, Content, FailReason, Request, State, Step, StepError, Transfer},
 };
 use tokio::task::JoinSet;
 
@@ -51,6 +51,8 @@ promises!(
     a_transfer_reads_back_as_it_was_written,
     a_transfer_needs_a_known_client,
     a_request_id_stands_for_one_request,
+    a_request_id_is_its_operators_own,
+    usage_is_of_one_party_since_a_moment,
     a_request_sent_twenty_times_at_once_makes_one_transfer,
     the_oldest_due_transfer_is_claimed_first,
     a_claim_tells_when_the_next_is_due,
@@ -171,6 +173,7 @@ async fn a_transfer_reads_back_as_it_was_written(store: Arc<dyn Store>) {
     let mut request = request(&site.client, "/srv/ä \"b\"\n", Some("r'1"));
     request.consistency = fts::transfer::Consistency::Strict;
     request.rate_max = Some(Rate::try_from(64_001).unwrap());
+    request.operator = Some(operator(1));
     let created = Transfer::new(TransferId::generate(), request, at(0));
     store.create(&created).await.unwrap();
     assert_eq!(store.transfer(created.id).await.unwrap(), Some(created.clone()));
@@ -227,6 +230,70 @@ async fn a_request_id_stands_for_one_request(store: Arc<dyn Store>) {
     assert!(matches!(other, Created::New(_)));
     assert_eq!(all(&*store).await.len(), 2);
     assert_whole(&*store).await;
+}
+
+async fn a_request_id_is_its_operators_own(store: Arc<dyn Store>) {
+    let site = Site::open(&store, 1).await;
+    let create = async |operator| {
+        let request = Request { operator, ..request(&site.client, "/a", Some("r1")) };
+        let transfer = Transfer::new(TransferId::generate(), request, at(0));
+        store.create(&transfer).await.unwrap()
+    };
+    let mut created = Vec::new();
+    for operator in [Some(operator(1)), Some(operator(2)), None] {
+        let Created::New(transfer) = create(operator.clone()).await else {
+            panic!("{operator:?} has never asked for it");
+        };
+        assert_eq!(transfer.operator, operator);
+        created.push(transfer);
+    }
+
+    for transfer in created {
+        let again = create(transfer.operator.clone()).await;
+        assert_eq!(again, Created::Existing(transfer));
+    }
+    assert_whole(&*store).await;
+}
+
+async fn usage_is_of_one_party_since_a_moment(store: Arc<dyn Store>) {
+    let (site, other) = (Site::open(&store, 1).await, Site::open(&store, 2).await);
+    for (site, by, ms) in [(&site, Some(1), 0), (&site, None, 10), (&other, Some(1), 20)] {
+        let operator = by.map(operator);
+        let request = Request { operator, ..request(&site.client, "/a", None) };
+        let transfer = Transfer::new(TransferId::generate(), request, at(ms));
+        store.create(&transfer).await.unwrap();
+    }
+    // The first takes two attempts: 100 bytes at 30, 7 at 41.
+    let first = site.offer(30).await;
+    let (id, epoch) = (first.id, first.epoch);
+    let cause = Cause::Failed { reason: FailReason::Io, detail: String::new() };
+    site.done(id, begun(epoch, site.instance, 200), 31).await;
+    site.done(id, Step::Broken { epoch, cause, received_bytes: 100 }, 32).await;
+    site.deliver(20, 33).await;
+    site.done(id, Step::MadeDue, 40).await;
+    site.deliver(7, 41).await;
+    other.deliver(3, 50).await;
+
+    let (client_1, operator_1) = (Party::Client(client(1)), Party::Operator(operator(1)));
+    for (party, since, transfers, received_bytes) in [
+        (&client_1, 0, 2, 127),
+        (&client_1, 1, 1, 127),
+        (&client_1, 10, 1, 127),
+        (&client_1, 30, 0, 127),
+        (&client_1, 31, 0, 27),
+        (&client_1, 34, 0, 7),
+        (&client_1, 42, 0, 0),
+        (&operator_1, 0, 2, 110),
+        (&operator_1, 20, 1, 110),
+        (&operator_1, 31, 0, 10),
+        (&operator_1, 50, 0, 3),
+        (&operator_1, 51, 0, 0),
+        (&Party::Client(client(3)), 0, 0, 0),
+        (&Party::Operator(operator(3)), 0, 0, 0),
+    ] {
+        let usage = store.usage(party, at(since)).await.unwrap();
+        assert_eq!(usage, Usage { transfers, received_bytes }, "{party:?} since {since}");
+    }
 }
 
 async fn a_request_sent_twenty_times_at_once_makes_one_transfer(store: Arc<dyn Store>) {

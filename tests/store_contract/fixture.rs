@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use fts::{
-    ids::{ClientId, Digest, Epoch, InstanceId, SessionEpoch, TransferId, UnixMs},
+    ids::{ClientId, Digest, Epoch, InstanceId, OperatorName, SessionEpoch, TransferId, UnixMs},
     server::store::{
         Applied, Claim, Claimant, Created, Events, SessionOpening, Store, TransferFilter,
     },
@@ -28,6 +28,10 @@ pub(crate) fn client(number: u8) -> ClientId {
     format!("client-{number}").parse().unwrap()
 }
 
+pub(crate) fn operator(number: u8) -> OperatorName {
+    format!("operator-{number}@example.com").parse().unwrap()
+}
+
 pub(crate) fn opening(client: &ClientId, instance: InstanceId) -> SessionOpening {
     SessionOpening {
         client: client.clone(),
@@ -44,6 +48,7 @@ pub(crate) fn opening(client: &ClientId, instance: InstanceId) -> SessionOpening
 pub(crate) fn request(client: &ClientId, path: &str, request_id: Option<&str>) -> Request {
     Request {
         client: client.clone(),
+        operator: None,
         path: Some(path.parse().unwrap()),
         request_id: request_id.map(|id| id.parse().unwrap()),
         consistency: Consistency::Auto,

@@ -6,7 +6,7 @@ use fts::{
     ids::{ClientId, Epoch, InstanceId, SessionEpoch, TransferId},
     rate::Rate,
     server::store::{
-        Claimant, Created, Store, TransferFilter, memory::MemoryStore, sqlite::SqliteStore,
+        Claimant, Created, Party, Store, TransferFilter, memory::MemoryStore, sqlite::SqliteStore,
     },
     transfer::{Cause, Consistency, FailReason, Request, State, Step, Transfer},
 };
@@ -19,18 +19,20 @@ enum Verb {
     Wait(i64),
     OpenSession { client: u8, jobs_max: u32 },
     NoteSeen(Vec<(u8, i64)>),
-    Create { client: u8, path: u8, request_id: Option<u8>, deadline_s: u64 },
+    Create { client: u8, path: u8, operator: Option<u8>, request_id: Option<u8>, deadline_s: u64 },
     Claim { client: u8, session_back: u64, jobs_max: u32, offers_max: u32 },
     Apply { transfer: Index, kinds: Vec<u8>, epoch_back: u64, bytes: u64 },
     List { client: Option<u8>, states: Vec<State>, before: Option<Index>, limit: u32 },
     Due { ago: i64, after: Option<u8>, limit: u32 },
     Overdue { offered_ago: i64, limit: u32 },
     Expired { ended_ago: Option<i64>, bytes_max: Option<u64>, limit: u32 },
+    Usage { client: u8, operator: Option<u8>, ago: i64 },
     Events { back: u64, limit: u32 },
     Prune { ago: i64, keep_max: u64 },
 }
 
 fn verb() -> impl Strategy<Value = Verb> {
+    let operator = || proptest::option::of(0..2u8);
     let back = || prop_oneof![9 => Just(0), 1 => Just(1u64)];
     let kind = prop_oneof![2 => 0..STEPS, 3 => Just(FORWARD)];
     let kinds = prop_oneof![
@@ -46,11 +48,12 @@ fn verb() -> impl Strategy<Value = Verb> {
         2 => (client.clone(), 1..9u32)
             .prop_map(|(client, jobs_max)| Verb::OpenSession { client, jobs_max }),
         1 => vec((1..5u8, -200..200i64), 0..5).prop_map(Verb::NoteSeen),
-        6 => (client.clone(), 0..2u8, proptest::option::of(0..4u8), 1..100u64).prop_map(
-            |(client, path, request_id, deadline_s)| {
-                Verb::Create { client, path, request_id, deadline_s }
-            }
-        ),
+        6 => (client.clone(), 0..2u8, operator(), proptest::option::of(0..4u8), 1..100u64)
+            .prop_map(|(client, path, operator, request_id, deadline_s)| {
+                Verb::Create { client, path, operator, request_id, deadline_s }
+            }),
+        1 => (client.clone(), operator(), ago.clone())
+            .prop_map(|(client, operator, ago)| Verb::Usage { client, operator, ago }),
         8 => (client.clone(), back(), 1..6u32, 1..4u32).prop_map(
             |(client, session_back, jobs_max, offers_max)| {
                 Verb::Claim { client, session_back, jobs_max, offers_max }
@@ -157,9 +160,10 @@ impl Pair {
                 let seen: Vec<_> = seen.iter().map(note).collect();
                 both!(self, note_seen(&seen));
             }
-            Verb::Create { client: number, path, request_id, deadline_s } => {
+            Verb::Create { client: number, path, operator, request_id, deadline_s } => {
                 let request = Request {
                     client: client(number),
+                    operator: operator.map(self::operator),
                     path: ["/a".parse().ok(), None][usize::from(path)].clone(),
                     request_id: request_id.map(|id| format!("r{id}").parse().unwrap()),
                     consistency: Consistency::Strict,
@@ -212,6 +216,12 @@ impl Pair {
             Verb::Expired { ended_ago, bytes_max, limit } => {
                 both!(self, expired_content(ended_ago.map(ago), bytes_max, limit));
             }
+            Verb::Usage { client: number, operator, ago: ms } => {
+                let party = operator.map_or(Party::Client(client(number)), |number| {
+                    Party::Operator(self::operator(number))
+                });
+                both!(self, usage(&party, ago(ms)));
+            }
             Verb::Events { back, limit } => {
                 let last = both!(self, last_event());
                 both!(self, events_after(last.saturating_sub(back), limit));
@@ -235,6 +245,10 @@ impl Pair {
         both!(self, due_clients(at(self.now_ms), None, 1000));
         both!(self, overdue(at(self.now_ms), at(self.now_ms), 1000));
         both!(self, expired_content(Some(at(self.now_ms)), Some(0), 1000));
+        for number in 0..4 {
+            both!(self, usage(&Party::Client(client(number)), at(-1_000_000)));
+            both!(self, usage(&Party::Operator(operator(number)), at(-1_000_000)));
+        }
         let last = both!(self, last_event());
         for seq in 0..=last {
             both!(self, events_after(seq, 1000));

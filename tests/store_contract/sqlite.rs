@@ -12,11 +12,11 @@ use std::{
 };
 
 use fts::{
-    ids::TransferId,
+    ids::{TransferId, UnixMs},
     limits,
     server::store::{
-        self, Applied, ClientRecord, Created, Events, Store, StoreError, TransferFilter,
-        sqlite::SqliteStore,
+        self, Applied, ClientRecord, Created, Events, Party, Store, StoreError, TransferFilter,
+        Usage, sqlite::SqliteStore,
     },
     transfer::{Cause, FailReason, State, Step, Transfer},
 };
@@ -154,7 +154,7 @@ async fn a_client_may_have_only_so_many_unfinished_transfers() {
 }
 
 #[tokio::test]
-async fn records_of_a_version_without_caps_are_kept() {
+async fn records_of_the_first_version_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let (old, migrations) = (dir.path().join("old"), Path::new("migrations"));
     std::fs::create_dir(&old).unwrap();
@@ -170,7 +170,9 @@ async fn records_of_a_version_without_caps_are_kept() {
             deadline_wait_ms, updated_ms, revision, state, epoch, due_ms, attempts,
             attempts_barren, source_changes, mismatches, received_bytes)
          VALUES ('{id}', 'client-1', '', 'AUTO', 1, 2, 1, 1, 1, 'QUEUED', 0, 1, 0, 0, 0, 0, 0);
-         INSERT INTO files (transfer_id, file_index, content) VALUES ('{id}', 0, 'NONE');",
+         INSERT INTO files (transfer_id, file_index, content) VALUES ('{id}', 0, 'NONE');
+         INSERT INTO attempts (transfer_id, epoch, instance, session_epoch, offered_ms,
+            received_bytes) VALUES ('{id}', 1, '{0}', 1, 5, 42);",
         "00".repeat(16)
     )))
     .execute(&mut raw)
@@ -182,6 +184,9 @@ async fn records_of_a_version_without_caps_are_kept() {
 
     let transfer = store.transfer(id).await.unwrap().unwrap();
     assert_eq!((transfer.state, transfer.rate_max), (State::Queued, None));
+    assert_eq!(transfer.operator, None);
+    let usage = store.usage(&Party::Client(client(1)), UnixMs(1)).await.unwrap();
+    assert_eq!(usage, Usage { transfers: 1, received_bytes: 42 });
     store.close().await;
 }
 
@@ -230,6 +235,7 @@ async fn a_damaged_row_is_said_to_be_damaged() {
         ("epoch = -1", "epoch = 0"),
         ("path = 'relative'", "path = NULL"),
         ("revision = 'x'", "revision = 1"),
+        ("operator = 'a b'", "operator = ''"),
     ] {
         let update = |set| AssertSqlSafe(format!("UPDATE transfers SET {set}"));
         sqlx::query(update(damage)).execute(&mut raw).await.unwrap();

@@ -118,6 +118,7 @@ fn request(
     };
     Ok(Request {
         client,
+        operator: None,
         path: control::path(&path.unwrap_or_default())?,
         request_id: request_id.map(|text| text.parse()).transpose()?,
         consistency: ask.consistency.unwrap_or_default(),

@@ -13,7 +13,7 @@ use axum::{
 use serde::{Serialize, Serializer};
 
 use crate::{
-    ids::{RemotePath, RequestId, UnixMs},
+    ids::{OperatorName, RemotePath, RequestId, UnixMs},
     rate::Rate,
     server::view::{ClientView, Presence, TransferView},
     transfer::{Consistency, Content, Delivered, FailReason, Fingerprint, State, WaitingReason},
@@ -34,6 +34,8 @@ impl<T: Serialize> IntoResponse for Json<T> {
 pub(super) struct TransferJson<'a> {
     id: String,
     client_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    operator: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     path: Option<&'a str>,
     state: State,
@@ -106,6 +108,7 @@ impl<'a> From<&'a TransferView> for TransferJson<'a> {
         Self {
             id: transfer.id.to_string(),
             client_id: transfer.client.as_str(),
+            operator: transfer.operator.as_ref().map(OperatorName::as_str),
             path: transfer.path.as_ref().map(RemotePath::as_str),
             state: transfer.state,
             revision: transfer.revision,
@@ -231,6 +234,7 @@ mod tests {
         let expected = json!({
             "id": view.transfer.id.to_string(),
             "client_id": "client-1",
+            "operator": "alice",
             "path": "/var/log/a b.log",
             "state": "COMPLETE",
             "revision": 1,

@@ -14,8 +14,8 @@ use crate::{
     server::{
         landing::{Disk, RealDisk, Space},
         store::{
-            Applied, Claim, Claimant, ClientRecord, Created, Events, SessionOpening, Store,
-            StoreError, TransferFilter, memory::MemoryStore,
+            Applied, Claim, Claimant, ClientRecord, Created, Events, Party, SessionOpening, Store,
+            StoreError, TransferFilter, Usage, memory::MemoryStore,
         },
     },
     transfer::{Moment, State, Step, Transfer},
@@ -297,6 +297,10 @@ impl Store for FaultyStore {
 
     async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError> {
         call!(self, counts())
+    }
+
+    async fn usage(&self, of: &Party, since: UnixMs) -> Result<Usage, StoreError> {
+        call!(self, usage(of, since))
     }
 
     async fn last_event(&self) -> Result<u64, StoreError> {

@@ -92,6 +92,7 @@ impl World {
         let same = same.map(|t| (t.id, t.client == client));
         let request = Request {
             client: client.clone(),
+            operator: None,
             path: None,
             request_id,
             consistency: Consistency::Auto,

@@ -9,11 +9,11 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Applied, Claim, Claimant, ClientRecord, Created, Event, Events, SessionOpening, Store,
-    StoreError, TransferFilter,
+    Applied, Claim, Claimant, ClientRecord, Created, Event, Events, Party, SessionOpening, Store,
+    StoreError, TransferFilter, Usage, last_of_attempt,
 };
 use crate::{
-    ids::{ClientId, SessionEpoch, TransferId, UnixMs},
+    ids::{AttemptId, ClientId, SessionEpoch, TransferId, UnixMs},
     limits,
     transfer::{Content, Moment, State, Step, Transfer},
 };
@@ -28,10 +28,17 @@ pub struct MemoryStore {
 struct Records {
     clients: BTreeMap<ClientId, ClientRecord>,
     transfers: BTreeMap<TransferId, Transfer>,
+    attempts: BTreeMap<AttemptId, Attempt>,
     events: BTreeMap<u64, Transfer>,
     last_event: u64,
     pruned_through: u64,
     landing_id: Option<String>,
+}
+
+#[derive(Debug)]
+struct Attempt {
+    offered: UnixMs,
+    received_bytes: u64,
 }
 
 impl MemoryStore {
@@ -51,6 +58,15 @@ impl Records {
         self.last_event += 1;
         self.events.insert(self.last_event, transfer.clone());
         self.transfers.insert(transfer.id, transfer.clone());
+    }
+
+    /// Notes what steps have added to the attempt that ran before them.
+    fn note_attempt(&mut self, before: &Transfer, after: &[Transfer]) {
+        let id = AttemptId { transfer: before.id, epoch: before.epoch };
+        let attempt = self.attempts.get_mut(&id).filter(|_| before.state.is_outstanding());
+        if let Some((attempt, last)) = attempt.zip(last_of_attempt(after)) {
+            attempt.received_bytes += after[last].received_bytes - before.received_bytes;
+        }
     }
 
     fn of<'a>(&'a self, client: &'a ClientId) -> impl Iterator<Item = &'a Transfer> {
@@ -136,10 +152,11 @@ impl Store for MemoryStore {
 
     async fn create(&self, transfer: &Transfer) -> Result<Created, StoreError> {
         let mut records = self.records();
-        let same = records
-            .transfers
-            .values()
-            .find(|other| other.request_id.is_some() && other.request_id == transfer.request_id);
+        let same = records.transfers.values().find(|other| {
+            other.request_id.is_some()
+                && other.request_id == transfer.request_id
+                && other.operator == transfer.operator
+        });
         if let Some(other) = same {
             return Ok(if other.is_same_request(transfer) {
                 Created::Existing(other.clone())
@@ -184,6 +201,8 @@ impl Store for MemoryStore {
         }
         for transfer in &offered {
             records.write(transfer);
+            let id = AttemptId { transfer: transfer.id, epoch: transfer.epoch };
+            records.attempts.insert(id, Attempt { offered: now.at, received_bytes: 0 });
         }
         Ok(Claim::Offered(offered))
     }
@@ -205,6 +224,8 @@ impl Store for MemoryStore {
         let Some(before) = records.transfers.get(&id) else { return Ok(Applied::Unknown) };
         match before.apply_all(steps) {
             Ok(after) => {
+                let before = before.clone();
+                records.note_attempt(&before, &after);
                 for transfer in &after {
                     records.write(transfer);
                 }
@@ -281,6 +302,22 @@ impl Store for MemoryStore {
         Ok(State::ALL.into_iter().map(|state| (state, count(state))).collect())
     }
 
+    async fn usage(&self, of: &Party, since: UnixMs) -> Result<Usage, StoreError> {
+        let records = self.records();
+        let is_of = |transfer: &Transfer| match of {
+            Party::Client(client) => transfer.client == *client,
+            Party::Operator(operator) => transfer.operator.as_ref() == Some(operator),
+        };
+        let created = records.transfers.values().filter(|t| is_of(t) && t.created >= since);
+        let attempts = records.attempts.iter().filter(|(id, attempt)| {
+            attempt.offered >= since && is_of(&records.transfers[&id.transfer])
+        });
+        Ok(Usage {
+            transfers: created.count() as u64,
+            received_bytes: attempts.map(|(_, attempt)| attempt.received_bytes).sum(),
+        })
+    }
+
     async fn last_event(&self) -> Result<u64, StoreError> {
         Ok(self.records().last_event)
     }
@@ -339,6 +376,7 @@ mod tests {
         store.open_session(&opening, UnixMs(0)).await.unwrap();
         let request = Request {
             client: opening.client,
+            operator: None,
             path: None,
             request_id: None,
             consistency: Consistency::Auto,

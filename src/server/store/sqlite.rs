@@ -13,8 +13,8 @@ use sqlx::{
 };
 
 use super::{
-    Applied, Claim, Claimant, ClientRecord, Created, Events, SessionOpening, Store, StoreError,
-    TransferFilter,
+    Applied, Claim, Claimant, ClientRecord, Created, Events, Party, SessionOpening, Store,
+    StoreError, TransferFilter, Usage,
 };
 use crate::{
     ids::{ClientId, SessionEpoch, TransferId, UnixMs},
@@ -227,6 +227,10 @@ impl Store for SqliteStore {
 
     async fn counts(&self) -> Result<Vec<(State, u64)>, StoreError> {
         lists::counts(&self.readers).await
+    }
+
+    async fn usage(&self, of: &Party, since: UnixMs) -> Result<Usage, StoreError> {
+        lists::usage(&self.readers, of, since).await
     }
 
     async fn last_event(&self) -> Result<u64, StoreError> {

@@ -30,6 +30,7 @@ fn instance() -> InstanceId {
 fn queued() -> Transfer {
     let request = Request {
         client: "client-1".parse().unwrap(),
+        operator: None,
         path: Some("/a".parse().unwrap()),
         request_id: None,
         consistency: Consistency::Auto,

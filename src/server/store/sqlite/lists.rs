@@ -1,11 +1,12 @@
-//! Lists of transfers: pages, what is overdue, what is kept too long, and how many there are.
+//! Lists of transfers: pages, what is overdue, what is kept too long, how many there are, and what
+//! was used.
 
 use sqlx::{AssertSqlSafe, QueryBuilder, SqlitePool};
 
 use super::rows;
 use crate::{
     ids::{TransferId, UnixMs},
-    server::store::{StoreError, TransferFilter},
+    server::store::{Party, StoreError, TransferFilter, Usage},
     transfer::{State, Transfer},
 };
 
@@ -89,4 +90,25 @@ pub(super) async fn counts(readers: &SqlitePool) -> Result<Vec<(State, u64)>, St
         }
     }
     Ok(counts.to_vec())
+}
+
+pub(super) async fn usage(
+    readers: &SqlitePool,
+    of: &Party,
+    since: UnixMs,
+) -> Result<Usage, StoreError> {
+    let (column, name) = match of {
+        Party::Client(client) => ("client_id", client.as_str()),
+        Party::Operator(operator) => ("operator", operator.as_str()),
+    };
+    let sql = format!(
+        "SELECT (SELECT COUNT(*) FROM transfers WHERE {column} = $1 AND created_ms >= $2)
+                AS transfers,
+            (SELECT CAST(COALESCE(SUM(received_bytes), 0) AS BIGINT) FROM attempts
+                WHERE {column} = $1 AND offered_ms >= $2) AS received_bytes"
+    );
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(name).bind(since.0);
+    let row = query.fetch_one(readers).await?;
+    let received_bytes = rows::number(&row, "received_bytes")?;
+    Ok(Usage { transfers: rows::number(&row, "transfers")?, received_bytes })
 }

@@ -8,7 +8,7 @@ use serde::{
 use sqlx::{ColumnIndex, Decode, Row as _, Sqlite, Type, sqlite::SqliteRow};
 
 use crate::{
-    ids::{Epoch, SessionEpoch, UnixMs},
+    ids::{Epoch, OperatorName, SessionEpoch, UnixMs},
     rate::Rate,
     server::store::{ClientRecord, SessionOpening, StoreError},
     transfer::{Cause, Failure, Finish, SourceFile, Step, Transfer, Waiting},
@@ -32,6 +32,7 @@ pub(super) fn transfer(row: &SqliteRow) -> Result<Transfer, StoreError> {
     Ok(Transfer {
         id: word(row, "id")?,
         client: word(row, "client_id")?,
+        operator: operator(row)?,
         path: word_or_none(row, "path")?,
         request_id: word_or_none(row, "request_id")?,
         consistency: word(row, "consistency")?,
@@ -59,6 +60,14 @@ pub(super) fn transfer(row: &SqliteRow) -> Result<Transfer, StoreError> {
         finish: finish(row)?,
         content: word(row, "content")?,
     })
+}
+
+/// The column is never NULL, for request ids to be unique among those of no operator too.
+fn operator(row: &SqliteRow) -> Result<Option<OperatorName>, StoreError> {
+    if column::<&str>(row, "operator")?.is_empty() {
+        return Ok(None);
+    }
+    word(row, "operator").map(Some)
 }
 
 fn rate_max(row: &SqliteRow) -> Result<Option<Rate>, StoreError> {
@@ -138,7 +147,10 @@ fn small(row: &SqliteRow, name: &'static str) -> Result<u32, StoreError> {
     u32::try_from(column::<i64>(row, name)?).map_err(|err| damaged(name, &err))
 }
 
-fn moment_or_none(row: &SqliteRow, name: &'static str) -> Result<Option<UnixMs>, StoreError> {
+pub(super) fn moment_or_none(
+    row: &SqliteRow,
+    name: &'static str,
+) -> Result<Option<UnixMs>, StoreError> {
     Ok(column::<Option<i64>>(row, name)?.map(UnixMs))
 }
 
@@ -179,6 +191,11 @@ pub(super) fn text(value: &impl Serialize) -> Result<String, StoreError> {
         Ok(serde_json::Value::String(text)) => Ok(text),
         other => Err(StoreError::Corrupt(format!("expected a word to write, not {other:?}"))),
     }
+}
+
+/// Returns who asked; the empty text where nobody is named.
+pub(super) fn operator_text(transfer: &Transfer) -> &str {
+    transfer.operator.as_ref().map_or("", OperatorName::as_str)
 }
 
 pub(super) fn text_or_none(value: Option<&impl Serialize>) -> Result<Option<String>, StoreError> {

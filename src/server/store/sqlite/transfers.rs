@@ -7,7 +7,7 @@ use super::{events, rows, writer::Verb};
 use crate::{
     ids::TransferId,
     limits,
-    server::store::{Applied, Claim, Claimant, Created, StoreError},
+    server::store::{Applied, Claim, Claimant, Created, StoreError, last_of_attempt},
     transfer::{Moment, Step, Transfer},
 };
 
@@ -87,7 +87,8 @@ async fn of_request(
 ) -> Result<Option<Transfer>, StoreError> {
     let Some(request_id) = &transfer.request_id else { return Ok(None) };
     let sql = format!("{} WHERE t.operator = $1 AND t.request_id = $2", rows::TRANSFER);
-    let query = sqlx::query(AssertSqlSafe(sql)).bind(OPERATOR).bind(request_id.as_str());
+    let query = sqlx::query(AssertSqlSafe(sql)).bind(rows::operator_text(transfer));
+    let query = query.bind(request_id.as_str());
     query.fetch_optional(tx).await?.as_ref().map(rows::transfer).transpose()
 }
 
@@ -105,7 +106,7 @@ async fn insert(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<(), St
     bind_progress(row, transfer)?
         .bind(transfer.id.to_string())
         .bind(transfer.client.as_str())
-        .bind(OPERATOR)
+        .bind(rows::operator_text(transfer))
         .bind(rows::text_or_none(transfer.request_id.as_ref())?)
         .bind(rows::text_or_none(transfer.path.as_ref())?)
         .bind(rows::text(&transfer.consistency)?)
@@ -197,13 +198,15 @@ async fn offer(
     update(tx, before, std::slice::from_ref(&offered)).await?;
     sqlx::query(
         "INSERT INTO attempts (transfer_id, epoch, instance, session_epoch, offered_ms,
-            received_bytes) VALUES ($1, $2, $3, $4, $5, 0)",
+            received_bytes, client_id, operator) VALUES ($1, $2, $3, $4, $5, 0, $6, $7)",
     )
     .bind(offered.id.to_string())
     .bind(rows::big(offered.epoch.0)?)
     .bind(instance.secret_text())
     .bind(rows::big(claimant.session.0)?)
     .bind(now.at.0)
+    .bind(offered.client.as_str())
+    .bind(rows::operator_text(&offered))
     .execute(tx)
     .await?;
     Ok(offered)
@@ -219,14 +222,9 @@ async fn apply(
         Ok(after) => after,
         Err(err) => return Ok(Applied::Refused(err, before)),
     };
-    if after.is_empty() {
-        return Ok(Applied::Done(after));
-    }
+    let Some(last) = last_of_attempt(&after) else { return Ok(Applied::Done(after)) };
     update(tx, &before, &after).await?;
     if before.state.is_outstanding() {
-        // The attempt ends at the first step that leaves it; those that follow are not its own.
-        let ending = after.iter().position(|version| !version.state.is_outstanding());
-        let last = ending.unwrap_or(after.len() - 1);
         update_attempt(tx, &before, &after[last], &steps[last].0).await?;
     }
     Ok(Applied::Done(after))
@@ -352,6 +350,3 @@ pub(super) async fn one(
     let row = sqlx::query(sql).bind(id.to_string()).fetch_optional(connection).await?;
     row.as_ref().map(rows::transfer).transpose()
 }
-
-/// Who asks. A request id is an operator's, and there is one operator for now.
-const OPERATOR: &str = "";
