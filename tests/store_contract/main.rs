@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets an error fails")]
 
 mod contract;
+mod credentials;
 mod fixture;
 mod model;
 mod sqlite;

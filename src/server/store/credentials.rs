@@ -31,6 +31,46 @@ pub struct JoinToken {
     pub creator: String,
 }
 
+impl JoinToken {
+    /// Returns the token used once more and who joins by it, in place of the identity that is
+    /// `held` under the id.
+    pub(super) fn admit(
+        &self,
+        joining: &Joining,
+        held: Option<&Identity>,
+        at: UnixMs,
+    ) -> Result<(Self, Identity), JoinRefusal> {
+        if self.revoked.is_some() || self.expires <= at || self.uses >= self.uses_max {
+            return Err(JoinRefusal::Token);
+        }
+        if !self.pattern.matches(&joining.client) {
+            return Err(JoinRefusal::Pattern);
+        }
+        match held.map(|identity| identity.standing) {
+            Some(Standing::Deleted) => return Err(JoinRefusal::Deleted),
+            Some(_) if !self.replaces => return Err(JoinRefusal::Taken),
+            _ => {}
+        }
+        let identity = Identity {
+            client: joining.client.clone(),
+            uid: joining.uid,
+            standing: if self.needs_approval { Standing::Pending } else { Standing::Active },
+            standing_since: at,
+            joined: at,
+            token: self.id.clone(),
+            key: joining.key,
+            expires: joining.expires,
+            host_name: joining.host_name.clone(),
+        };
+        Ok((Self { uses: self.uses + 1, ..self.clone() }, identity))
+    }
+
+    /// Returns it as it is once revoked; `None` if it was before.
+    pub(super) fn revoke(&self, at: UnixMs) -> Option<Self> {
+        self.revoked.is_none().then(|| Self { revoked: Some(at), ..self.clone() })
+    }
+}
+
 /// How an identity stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
@@ -71,6 +111,25 @@ pub struct Identity {
     pub expires: UnixMs,
     /// As it said when it joined; for people.
     pub host_name: String,
+}
+
+impl Identity {
+    /// Returns it with another certificate; `None` if it may have none, or is another's.
+    pub(super) fn renew(&self, uid: Uuid, key: Sha256, expires: UnixMs) -> Option<Self> {
+        let may = matches!(self.standing, Standing::Active | Standing::Pending) && self.uid == uid;
+        may.then(|| Self { key, expires, ..self.clone() })
+    }
+
+    /// Returns it as it stands from now on; `None` if it cannot from where it stands.
+    pub(super) fn set_standing(&self, standing: Standing, at: UnixMs) -> Option<Self> {
+        let may = match standing {
+            Standing::Pending => false,
+            Standing::Active => self.standing == Standing::Pending,
+            Standing::Revoked => matches!(self.standing, Standing::Active | Standing::Pending),
+            Standing::Deleted => self.standing != Standing::Deleted,
+        };
+        may.then(|| Self { standing, standing_since: at, ..self.clone() })
+    }
 }
 
 /// Who wants to join.
@@ -124,6 +183,24 @@ pub struct Operator {
     /// `None`: never.
     pub expires: Option<UnixMs>,
     pub revoked: Option<UnixMs>,
+}
+
+impl Operator {
+    /// Returns it with another token; `None` if it is revoked.
+    pub(super) fn rotate(
+        &self,
+        token: &TokenId,
+        hash: Sha256,
+        expires: Option<UnixMs>,
+    ) -> Option<Self> {
+        let token = token.clone();
+        self.revoked.is_none().then(|| Self { token, hash, expires, ..self.clone() })
+    }
+
+    /// Returns it as it is once revoked; `None` if it was before.
+    pub(super) fn revoke(&self, at: UnixMs) -> Option<Self> {
+        self.revoked.is_none().then(|| Self { revoked: Some(at), ..self.clone() })
+    }
 }
 
 /// What became of a change that names one record.

@@ -10,13 +10,18 @@ use async_trait::async_trait;
 
 use super::{
     Applied, Claim, Claimant, ClientRecord, Created, Event, Events, Party, SessionOpening, Store,
-    StoreError, TransferFilter, Usage, last_of_attempt,
+    StoreError, TransferFilter, Usage,
+    credentials::{Identity, JoinToken, Operator},
+    last_of_attempt,
 };
 use crate::{
-    ids::{AttemptId, ClientId, SessionEpoch, TransferId, UnixMs},
+    ids::{AttemptId, ClientId, OperatorName, SessionEpoch, TransferId, UnixMs},
     limits,
+    token::TokenId,
     transfer::{Content, Moment, State, Step, Transfer},
 };
+
+mod credentials;
 
 /// A store that keeps nothing beyond its own life.
 #[derive(Debug, Default)]
@@ -29,6 +34,9 @@ struct Records {
     clients: BTreeMap<ClientId, ClientRecord>,
     transfers: BTreeMap<TransferId, Transfer>,
     attempts: BTreeMap<AttemptId, Attempt>,
+    join_tokens: BTreeMap<TokenId, JoinToken>,
+    identities: BTreeMap<ClientId, Identity>,
+    operators: BTreeMap<OperatorName, Operator>,
     events: BTreeMap<u64, Transfer>,
     last_event: u64,
     pruned_through: u64,

@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod clients;
+mod credentials;
 mod events;
 mod lists;
 mod meta;

@@ -1,6 +1,8 @@
 //! Rows and records: what a column holds, and how it is written and read back. A row that does not
 //! read as what was written is damage, and is said so.
 
+use std::str::FromStr;
+
 use serde::{
     Serialize,
     de::{DeserializeOwned, IntoDeserializer as _, value},
@@ -143,7 +145,7 @@ pub(super) fn number(row: &SqliteRow, name: &'static str) -> Result<u64, StoreEr
     u64::try_from(column::<i64>(row, name)?).map_err(|err| damaged(name, &err))
 }
 
-fn small(row: &SqliteRow, name: &'static str) -> Result<u32, StoreError> {
+pub(super) fn small(row: &SqliteRow, name: &'static str) -> Result<u32, StoreError> {
     u32::try_from(column::<i64>(row, name)?).map_err(|err| damaged(name, &err))
 }
 
@@ -171,6 +173,14 @@ fn word_or_none<T: DeserializeOwned>(
     read.map(Some).map_err(|err| damaged(name, &err))
 }
 
+/// Reads what its `FromStr` knows.
+pub(super) fn spelled<T>(row: &SqliteRow, name: &'static str) -> Result<T, StoreError>
+where
+    T: FromStr<Err: std::fmt::Display>,
+{
+    column::<&str>(row, name)?.parse().map_err(|err| damaged(name, &err))
+}
+
 /// Reads JSON.
 pub(super) fn parsed<T: DeserializeOwned>(
     row: &SqliteRow,
@@ -179,7 +189,7 @@ pub(super) fn parsed<T: DeserializeOwned>(
     serde_json::from_str(column(row, name)?).map_err(|err| damaged(name, &err))
 }
 
-fn damaged(name: &str, why: &dyn std::fmt::Display) -> StoreError {
+pub(super) fn damaged(name: &str, why: &dyn std::fmt::Display) -> StoreError {
     StoreError::Corrupt(format!("column {name}: {why}"))
 }
 
