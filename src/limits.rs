@@ -242,6 +242,29 @@ pub const STORE_READERS: u32 = 4;
 /// Events that are dropped in one transaction, so that no other write waits for long.
 pub const PRUNE_EVENTS_MAX: u64 = 10_000;
 
+// === The audit ===
+
+/// A file of the audit is closed before it is larger than this …
+pub const AUDIT_FILE_BYTES: u64 = 64 << 20;
+/// … and so many closed ones are kept.
+pub const AUDIT_FILES_MAX: usize = 100;
+/// Refusals that get a line of their own; the rest of a minute is only counted, because whoever is
+/// refused decides how many there are.
+pub const AUDIT_REFUSALS_PER_MINUTE: usize = 600;
+/// Callers whose entries wait to be written; what waits is written at once.
+pub const AUDIT_QUEUE_MAX: usize = 4096;
+/// A caller waits this long for its entries to be on stable storage.
+pub const AUDIT_WAIT: Duration = Duration::from_secs(10);
+/// A line; a longer one in a file is none of ours.
+pub const AUDIT_LINE_BYTES_MAX: usize = 1 << 20;
+/// Client ids, and paths, of a scope in a line.
+pub const AUDIT_LIST_BYTES_MAX: usize = 64 << 10;
+/// Lines that are read ahead of whoever takes them.
+pub const AUDIT_READ_AHEAD: usize = 64;
+/// A file that was last written so long before the time that is asked for has nothing of it,
+/// whatever was done to the clock meanwhile.
+pub const AUDIT_CLOCK_SLACK: Duration = Duration::from_secs(3600);
+
 // === Operators ===
 
 /// An operator's name.
@@ -323,6 +346,8 @@ const _: () = assert!(
 );
 const _: () = assert!(UPLOADS_MAX < BLOCKING_THREADS_MAX / 2 + 1);
 const _: () = assert!(HELLO_ROOTS_BYTES_MAX * 3 / 2 < CONTROL_MESSAGE_BYTES_MAX);
+// A byte is at most six when it is escaped.
+const _: () = assert!(AUDIT_LINE_BYTES_MAX > (2 * AUDIT_LIST_BYTES_MAX + 4 * PATH_BYTES_MAX) * 6);
 const _: () = assert!(READERS_MAX > JOBS_MAX as usize);
 const _: () = assert!(SERVER_SILENCE_PERCENT < CLIENT_SILENCE_PERCENT);
 const _: () =

@@ -18,6 +18,7 @@ use crate::{
 
 pub mod access;
 mod arrived;
+pub mod audit;
 pub mod check;
 pub mod config;
 mod control_api;
@@ -37,6 +38,7 @@ mod model_tests;
 mod outbox;
 mod page;
 mod places;
+
 mod session;
 mod sessions;
 pub mod store;

@@ -1,0 +1,584 @@
+//! The audit on a disk that notes each call, waits, or fails.
+
+use std::{
+    collections::HashSet,
+    fs::{self, File},
+    io,
+    os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
+    pin::pin,
+    sync::mpsc as sync_mpsc,
+};
+
+use futures_util::future::join_all;
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio_stream::StreamExt as _;
+
+use super::*;
+
+/// What a call to the disk does instead of working.
+type Fault = fn() -> io::Error;
+
+#[derive(Default)]
+struct Plan {
+    calls: Vec<&'static str>,
+    /// Calls until one fails.
+    fault_in: Option<(usize, Fault)>,
+    had_fault: bool,
+    /// The next sync says that it is there, and waits.
+    gate: Option<(sync_mpsc::Sender<()>, sync_mpsc::Receiver<()>)>,
+    /// A descriptor was used whose sync had failed.
+    has_tried_again: bool,
+}
+
+#[derive(Clone, Default)]
+struct TestDisk(Arc<Mutex<Plan>>);
+
+impl TestDisk {
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.0.lock().expect("no panic")
+    }
+
+    fn call(&self, call: &'static str) -> io::Result<()> {
+        let mut plan = self.plan();
+        plan.calls.push(call);
+        match &mut plan.fault_in {
+            Some((0, fault)) => {
+                let err = fault();
+                plan.fault_in = None;
+                plan.had_fault = true;
+                Err(err)
+            }
+            Some((left, _)) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn count(&self, call: &str) -> usize {
+        self.plan().calls.iter().filter(|c| **c == call).count()
+    }
+
+    fn fail_in(&self, calls: usize, fault: Fault) {
+        self.plan().fault_in = Some((calls, fault));
+    }
+
+    /// Makes the next sync wait; returns what tells that it does, and what lets it go on.
+    fn hold(&self) -> (sync_mpsc::Receiver<()>, sync_mpsc::Sender<()>) {
+        let (here, is_here) = sync_mpsc::channel();
+        let (go, goes) = sync_mpsc::channel();
+        self.plan().gate = Some((here, goes));
+        (is_here, go)
+    }
+}
+
+/// Notes on a descriptor that its sync has failed; to a regular file the flag means nothing.
+const FAILED: OFlags = OFlags::NONBLOCK;
+
+impl Disk for TestDisk {
+    fn create_new(&self, dir: &OwnedFd, name: &str) -> io::Result<File> {
+        self.call("create")?;
+        RealDisk.create_new(dir, name)
+    }
+
+    fn write_at(&self, file: &File, data: &[u8], offset: u64) -> io::Result<()> {
+        if let Err(err) = self.call("write") {
+            // As a full disk does: some of it is written.
+            RealDisk.write_at(file, &data[..data.len() * 2 / 3], offset)?;
+            return Err(err);
+        }
+        RealDisk.write_at(file, data, offset)
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        let gate = self.plan().gate.take();
+        if let Some((here, goes)) = gate {
+            here.send(()).expect("it is waited for");
+            goes.recv().expect("it is let go");
+        }
+        let flags = fcntl_getfl(file)?;
+        if flags.contains(FAILED) {
+            self.plan().has_tried_again = true;
+        }
+        if let Err(err) = self.call("sync") {
+            fcntl_setfl(file, flags | FAILED)?;
+            return Err(err);
+        }
+        RealDisk.sync_data(file)
+    }
+
+    fn truncate(&self, file: &File, len: u64) -> io::Result<()> {
+        self.call("truncate")?;
+        RealDisk.truncate(file, len)
+    }
+
+    fn rename(&self, old: (&OwnedFd, &str), new: (&OwnedFd, &str)) -> io::Result<()> {
+        self.call("rename")?;
+        RealDisk.rename(old, new)
+    }
+
+    fn sync_dir(&self, dir: &OwnedFd) -> io::Result<()> {
+        self.call("sync directory")?;
+        RealDisk.sync_dir(dir)
+    }
+
+    fn remove(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        self.call("remove")?;
+        RealDisk.remove(dir, name)
+    }
+}
+
+struct Test {
+    dir: TempDir,
+    disk: TestDisk,
+    settings: Settings,
+}
+
+impl Test {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        Self { dir, disk: TestDisk::default(), settings: Settings::default() }
+    }
+
+    fn with_small_files(file_bytes: u64, files_max: usize) -> Self {
+        let mut test = Self::new();
+        test.settings.bounds = Bounds { file_bytes, files_max };
+        test
+    }
+
+    fn open(&self) -> Audit {
+        let disk = Box::new(self.disk.clone());
+        Audit::open_on(self.dir.path(), disk, self.settings).expect("opened")
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(DIRECTORY).join(name)
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        let lines = read_dir(self.dir.path(), None).expect("opened");
+        lines.map(|line| serde_json::from_str(&line.expect("read")).expect("JSON")).collect()
+    }
+
+    /// The marks of the entries, in the order of the lines, which are numbered without a gap.
+    fn marks(&self) -> Vec<u64> {
+        let lines = self.lines();
+        for pair in lines.windows(2) {
+            assert_eq!(pair[0]["seq"].as_u64().map(|seq| seq + 1), pair[1]["seq"].as_u64());
+        }
+        lines.iter().filter_map(|line| line["target"]["bytes"].as_u64()).collect()
+    }
+}
+
+fn entry(mark: u64) -> Entry {
+    Entry::new(Actor::Local, "192.0.2.1:1", Action::ContentRead, Outcome::Asked)
+        .with(Detail::Bytes(mark))
+}
+
+fn full() -> io::Error {
+    rustix::io::Errno::NOSPC.into()
+}
+
+fn broken() -> io::Error {
+    rustix::io::Errno::IO.into()
+}
+
+/// Polls once; it must not be ready.
+async fn begin<F: Future>(future: &mut std::pin::Pin<&mut F>) {
+    std::future::poll_fn(|cx| {
+        assert!(future.as_mut().poll(cx).is_pending(), "it waits");
+        std::task::Poll::Ready(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_comes_after_the_sync() {
+    let test = Test::new();
+    let audit = test.open();
+    let (is_here, go) = test.disk.hold();
+
+    let mut write = pin!(audit.write(vec![entry(1)]));
+    begin(&mut write).await;
+    is_here.recv().expect("it syncs");
+    begin(&mut write).await;
+    assert_eq!(audit.read(None).collect::<Vec<_>>().await.len(), 0, "it may be cut off yet");
+    go.send(()).expect("it waits");
+    write.await.expect("written");
+
+    assert_eq!(audit.read(None).collect::<Vec<_>>().await.len(), 1);
+    let expected = ["sync directory", "create", "sync directory", "write", "sync"];
+    assert_eq!(test.disk.plan().calls, expected);
+}
+
+#[tokio::test]
+async fn callers_who_wait_share_a_sync() {
+    let test = Test::new();
+    let audit = test.open();
+    let (is_here, go) = test.disk.hold();
+    let mut first = pin!(audit.write(vec![entry(0)]));
+    begin(&mut first).await;
+    is_here.recv().expect("it syncs");
+
+    let mut others = pin!(join_all((1..=50).map(|mark| audit.write(vec![entry(mark)]))));
+    begin(&mut others).await;
+    go.send(()).expect("it waits");
+
+    first.await.expect("written");
+    assert!(others.await.iter().all(Result::is_ok));
+    assert_eq!(test.disk.count("sync"), 2);
+    assert_eq!(test.marks(), (0..=50).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn everybody_who_waits_gets_the_error_and_later_calls_work() {
+    // The write fails, and the sync behind it.
+    for (calls, fault) in [(1, full as Fault), (2, broken)] {
+        let test = Test::new();
+        let audit = test.open();
+        audit.write(vec![entry(0)]).await.expect("written");
+        let (is_here, go) = test.disk.hold();
+        let mut first = pin!(audit.write(vec![entry(1)]));
+        begin(&mut first).await;
+        is_here.recv().expect("it syncs");
+        test.disk.fail_in(calls, fault);
+        let mut others = pin!(join_all((2..12).map(|mark| audit.write(vec![entry(mark)]))));
+        begin(&mut others).await;
+        go.send(()).expect("it waits");
+
+        first.await.expect("written");
+        let others = others.await;
+
+        assert_eq!(others.len(), 10);
+        for failed in others {
+            let Err(AuditError::Io { source, .. }) = failed else { panic!("{failed:?}") };
+            assert_eq!(source.kind(), fault().kind());
+        }
+        let read: Vec<_> = audit.read(None).collect().await;
+        assert_eq!(read.len(), 2, "nothing is read that failed");
+        audit.write(vec![entry(20)]).await.expect("it works again");
+        assert_eq!(test.marks(), [0, 1, 20]);
+        assert!(!test.disk.plan().has_tried_again, "a failed sync is tried on another descriptor");
+    }
+}
+
+#[tokio::test]
+async fn whichever_call_fails_what_was_answered_is_there_once() {
+    for fault in [full as Fault, broken] {
+        for nth in 0.. {
+            let test = Test::with_small_files(700, 2);
+            test.open().close().await;
+            test.disk.fail_in(nth, fault);
+            let mut answered = Vec::new();
+            let mut failed = 0;
+
+            let audit = test.open_again(&mut failed);
+            for mark in 0.. {
+                if mark >= 20 && answered.last() == Some(&(mark - 1)) {
+                    break;
+                }
+                match audit.write(vec![entry(mark)]).await {
+                    Ok(()) => answered.push(mark),
+                    Err(_) => failed += 1,
+                }
+            }
+            audit.close().await;
+
+            let had_fault = test.disk.plan().had_fault;
+            assert!(failed <= usize::from(had_fault), "call {nth}");
+            let marks = test.marks();
+            // The oldest files are gone.
+            assert!(marks.len() > 3 && answered.ends_with(&marks), "call {nth}: {marks:?}");
+            assert!(!test.disk.plan().has_tried_again, "call {nth}");
+            if !had_fault {
+                assert!(nth > 50, "only {nth} calls were made");
+                break;
+            }
+        }
+    }
+}
+
+impl Test {
+    /// Opens it, and once more if that failed.
+    fn open_again(&self, failed: &mut usize) -> Audit {
+        let disk = Box::new(self.disk.clone());
+        Audit::open_on(self.dir.path(), disk, self.settings).unwrap_or_else(|_| {
+            *failed += 1;
+            self.open()
+        })
+    }
+}
+
+#[tokio::test]
+async fn numbers_and_order_go_on_over_new_files_and_restarts() {
+    let test = Test::with_small_files(1000, 100);
+    for round in 0..4 {
+        let audit = test.open();
+        for mark in 0..10 {
+            audit.write(vec![entry(round * 10 + mark)]).await.expect("written");
+        }
+        audit.close().await;
+    }
+
+    assert_eq!(test.marks(), (0..40).collect::<Vec<_>>());
+    assert_eq!(test.lines()[0]["seq"], 1);
+    let mode = |path: &Path| path.metadata().expect("there").permissions().mode() & 0o777;
+    assert_eq!(mode(&test.path("")), 0o700);
+    let files: Vec<_> = fs::read_dir(test.path("")).expect("listed").collect();
+    assert!(files.len() > 5, "{files:?}");
+    for file in files {
+        let path = file.expect("listed").path();
+        assert_eq!(mode(&path), 0o600, "{path:?}");
+        assert!(path.metadata().expect("there").len() <= 1000, "{path:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_closed_file_is_named_by_its_first_line() {
+    let test = Test::with_small_files(200, 100);
+    let audit = test.open();
+    let at = |ms| entry(0).at(UnixMs(ms));
+    for ms in [1_795_342_272_999, 1_795_342_280_000, 1_795_342_290_000] {
+        audit.write(vec![at(ms)]).await.expect("written");
+    }
+
+    for name in ["audit-20261122T101112Z-1.jsonl", "audit-20261122T101120Z-2.jsonl", CURRENT] {
+        assert!(test.path(name).exists(), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn numbers_go_on_when_the_current_file_is_gone() {
+    let test = Test::with_small_files(200, 100);
+    let audit = test.open();
+    for mark in 0..3 {
+        audit.write(vec![entry(mark)]).await.expect("written");
+    }
+    audit.close().await;
+    fs::remove_file(test.path(CURRENT)).expect("removed");
+
+    test.open().write(vec![entry(3)]).await.expect("written");
+
+    let seqs: Vec<_> = test.lines().iter().map(|line| line["seq"].as_u64()).collect();
+    assert_eq!(seqs, [Some(1), Some(2), Some(3)]);
+}
+
+#[tokio::test]
+async fn the_oldest_file_is_removed_with_a_line_that_says_so() {
+    let test = Test::with_small_files(200, 2);
+    let audit = test.open();
+    for mark in 0..4 {
+        audit.write(vec![entry(mark).at(UnixMs(0))]).await.expect("written");
+    }
+
+    let lines = test.lines();
+    assert_eq!(test.marks(), [1, 2, 3]);
+    let last = lines.last().expect("some");
+    assert_eq!((&last["action"], &last["actor"]), (&"audit.drop".into(), &"server".into()));
+    assert_eq!(last["target"]["file"], "audit-19700101T000000Z-1.jsonl");
+    assert!(!test.path("audit-19700101T000000Z-1.jsonl").exists());
+}
+
+#[tokio::test]
+async fn a_torn_last_line_is_cut_off_when_it_is_opened() {
+    let test = Test::new();
+    let audit = test.open();
+    audit.write(vec![entry(1), entry(2)]).await.expect("written");
+    audit.close().await;
+    let whole = fs::read(test.path(CURRENT)).expect("read");
+    let second = whole.iter().position(|b| *b == b'\n').expect("two lines") + 1;
+
+    for len in second..whole.len() {
+        fs::write(test.path(CURRENT), &whole[..len]).expect("torn");
+        let audit = test.open();
+        audit.write(vec![entry(3)]).await.expect("written");
+        audit.close().await;
+        assert_eq!(test.marks(), [1, 3], "{len} bytes");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_was_moved_away_is_begun_anew() {
+    let test = Test::new();
+    let audit = test.open();
+    audit.write(vec![entry(1)]).await.expect("written");
+    fs::rename(test.path(CURRENT), test.path("elsewhere")).expect("moved");
+    audit.write(vec![entry(2)]).await.expect("written");
+    assert_eq!(test.marks(), [2]);
+    assert_eq!(test.lines()[0]["seq"], 2);
+
+    fs::remove_dir_all(test.path("")).expect("removed");
+    audit.write(vec![entry(3)]).await.expect("written");
+    assert_eq!(test.marks(), [3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_writers_at_once_lose_nothing() {
+    let test = Test::with_small_files(20_000, 100);
+    let audit = test.open();
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..100 {
+        let audit = audit.clone();
+        writers.spawn(async move {
+            for n in 0..10 {
+                audit.write(vec![entry(writer * 10 + n)]).await.expect("written");
+            }
+        });
+    }
+    writers.join_all().await;
+    audit.close().await;
+
+    let marks = test.marks();
+    assert_eq!(marks.len(), 1000);
+    assert_eq!(marks.iter().collect::<HashSet<_>>().len(), 1000);
+    for writer in 0..100 {
+        assert!(marks.iter().filter(|mark| *mark / 10 == writer).is_sorted(), "each in its order");
+    }
+    assert!(test.disk.count("sync") < 1000, "they share");
+}
+
+#[tokio::test]
+async fn entries_of_a_caller_who_went_away_are_written() {
+    let test = Test::new();
+    let audit = test.open();
+    let (is_here, go) = test.disk.hold();
+    {
+        let mut first = pin!(audit.write(vec![entry(1)]));
+        begin(&mut first).await;
+        is_here.recv().expect("it syncs");
+        let mut second = pin!(audit.write(vec![entry(2)]));
+        begin(&mut second).await;
+    }
+    go.send(()).expect("it waits");
+
+    audit.write(vec![entry(3)]).await.expect("written");
+    assert_eq!(test.marks(), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_closed_audit_has_written_what_it_took_and_takes_nothing_more() {
+    let test = Test::new();
+    let audit = test.open();
+    let (is_here, go) = test.disk.hold();
+    let mut first = pin!(audit.write(vec![entry(1)]));
+    begin(&mut first).await;
+    is_here.recv().expect("it syncs");
+    let mut second = pin!(audit.write(vec![entry(2)]));
+    begin(&mut second).await;
+    let mut close = pin!(audit.close());
+    begin(&mut close).await;
+
+    assert!(matches!(audit.write(vec![entry(3)]).await, Err(AuditError::Closed)));
+    go.send(()).expect("it waits");
+    close.await;
+
+    assert_eq!(test.marks(), [1, 2]);
+    first.await.expect("written");
+    second.await.expect("written");
+    audit.close().await;
+}
+
+#[tokio::test]
+async fn without_its_owners_it_ends() {
+    let test = Test::new();
+    let audit = test.open();
+    let desk = Arc::clone(&audit.shared.0);
+    drop(audit.clone());
+    audit.write(vec![entry(1)]).await.expect("a clone is gone, not all");
+    drop(audit);
+    desk.ended.cancelled().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_holds_up_its_callers_and_nobody_else() {
+    let test = Test::new();
+    let audit = test.open();
+    let (is_here, go) = test.disk.hold();
+    let mut first = pin!(audit.write(vec![entry(1)]));
+    begin(&mut first).await;
+    is_here.recv().expect("it syncs");
+    let began = tokio::time::Instant::now();
+
+    let many = (0..limits::AUDIT_QUEUE_MAX as u64 + 5).map(|mark| audit.write(vec![entry(mark)]));
+    let answers = join_all(many).await;
+    for _ in 0..=limits::AUDIT_REFUSALS_PER_MINUTE {
+        audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
+    }
+
+    assert!(answers.iter().all(|answer| matches!(answer, Err(AuditError::Slow))));
+    assert_eq!(began.elapsed(), limits::AUDIT_WAIT);
+    go.send(()).expect("it waits");
+    audit.close().await;
+    let lines = test.lines();
+    let queued = limits::AUDIT_QUEUE_MAX;
+    assert_eq!(test.marks().len(), queued, "no more than the queue holds has waited");
+    assert_eq!(lines.len(), queued + limits::AUDIT_REFUSALS_PER_MINUTE + 1);
+    assert!(matches!(first.await, Ok(()) | Err(AuditError::Slow)));
+}
+
+fn left_out(lines: &[Value]) -> Vec<Value> {
+    let is_told = |line: &&Value| line["action"] == "audit.left_out";
+    lines.iter().filter(is_told).map(|line| line["target"]["left_out"].clone()).collect()
+}
+
+#[tokio::test]
+async fn refusals_have_so_many_lines_and_the_rest_is_told() {
+    let mut test = Test::new();
+    test.settings.refusals_per_minute = 5;
+    let audit = test.open();
+
+    for _ in 0..100 {
+        audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
+    }
+    audit.refused(Entry::new(Actor::Unknown, "x", Action::Login, Outcome::Asked));
+    audit.write(vec![entry(1)]).await.expect("written");
+    assert_eq!(test.lines().len(), 6, "before the minute is over");
+    audit.close().await;
+
+    let lines = test.lines();
+    assert_eq!(lines.len(), 7);
+    assert_eq!(left_out(&lines), [serde_json::json!({"refused": 95, "login": 1})]);
+}
+
+#[tokio::test]
+async fn refusals_that_cannot_be_written_are_told_later() {
+    let test = Test::new();
+    let audit = test.open();
+    let (is_here, go) = test.disk.hold();
+    test.disk.fail_in(1, broken);
+    audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
+    is_here.recv().expect("it syncs");
+    go.send(()).expect("it waits");
+
+    audit.write(vec![entry(1)]).await.expect("it works again");
+    audit.close().await;
+
+    assert_eq!(test.marks(), [1]);
+    assert_eq!(left_out(&test.lines()), [serde_json::json!({"refused": 1})]);
+}
+
+#[tokio::test]
+async fn what_was_left_out_is_told_when_its_minute_is_over() {
+    let mut test = Test::new();
+    test.settings.refusals_per_minute = 5;
+    test.settings.minute = Duration::from_millis(50);
+    let audit = test.open();
+    let (mut is_here, mut go) = test.disk.hold();
+
+    for _ in 0..100 {
+        audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
+    }
+
+    // Nobody writes anything else.
+    while left_out(&test.lines()).is_empty() {
+        is_here.recv_timeout(Duration::from_secs(10)).expect("it writes by itself");
+        let next = test.disk.hold();
+        go.send(()).expect("it waits");
+        (is_here, go) = next;
+    }
+    assert!(go.send(()).is_ok());
+    audit.close().await;
+}
