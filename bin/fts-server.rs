@@ -1,34 +1,57 @@
 //! The server's program: parse, build, run until a signal, exit code.
 
-use std::{fs, io::Write as _, path::Path, process::ExitCode};
+use std::{fs, io::Write as _, path::Path, process::ExitCode, sync::Arc};
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use fts::{
     limits,
     server::{
-        self, Options, Server,
+        self, Listeners, Options, Security, Server,
+        access::{Role, Scope},
+        administration::Administration,
+        audit::Audit,
+        authority::Authority,
         check::check,
-        config::{Cli, Command, Config},
+        command::{self, AdminCommand, CommandError},
+        config::{Cli, Command, Config, ConfigCommand, Init, PKI, SOCKET},
         data_dir::DataDir,
         files,
         guard::ClearText,
         landing::{Landing, RealDisk},
-        store::{self, Store},
+        store::{self, Records, Store},
+        tls::Tls,
     },
     settings::ConfigError,
     shutdown::{self, Shutdown},
     telemetry,
 };
+use tokio::signal::unix::{SignalKind, signal};
 
 const EX_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
     let Cli { args, command } = Cli::parse();
-    let (args, check) = match command {
-        Some(Command::Check(check)) => (check.args, Some(check.scrub)),
-        None => (args, None),
-    };
+    match command {
+        None => configured(args, |config| to_end(run(&config))),
+        Some(Command::Check(check)) => {
+            configured(check.args, |config| to_end(check_files(&config, check.scrub)))
+        }
+        Some(Command::Init(Init { names, args })) => {
+            configured(args, |config| to_end(init(&config, &names)))
+        }
+        Some(Command::Config(ConfigCommand::Check { args })) => match Config::report(*args) {
+            Ok(report) => told(write!(std::io::stdout(), "{report}")),
+            Err(err) => refuse(&err),
+        },
+        Some(Command::Admin(command)) => administer(command),
+    }
+}
+
+fn configured(
+    args: server::config::Args,
+    run: impl FnOnce(Config) -> anyhow::Result<ExitCode>,
+) -> ExitCode {
     let config = match Config::new(args) {
         Ok(config) => config,
         Err(err) => return refuse(&err),
@@ -36,14 +59,37 @@ fn main() -> ExitCode {
     if let Err(problem) = telemetry::init(config.log_format) {
         return refuse(&ConfigError::from(problem));
     }
-    let done = match check {
-        Some(scrub) => to_end(check_files(&config, scrub)),
-        None => to_end(run(&config)),
-    };
-    match done {
+    match run(config) {
         Ok(code) => code,
         Err(err) => {
             tracing::error!(error = format!("{err:#}"), "fts-server failed");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn administer(command: AdminCommand) -> ExitCode {
+    let done = to_end(async {
+        Ok(match command.run(&mut std::io::stdout()).await {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(CommandError::Config(err)) => refuse(&err),
+            Err(err) => {
+                eprintln!("fts-server: {:#}", anyhow::Error::from(err));
+                ExitCode::FAILURE
+            }
+        })
+    });
+    done.unwrap_or_else(|err| {
+        eprintln!("fts-server: {err:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn told(written: std::io::Result<()>) -> ExitCode {
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(err) => {
+            eprintln!("fts-server: cannot print: {err}");
             ExitCode::FAILURE
         }
     }
@@ -66,16 +112,27 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         Ok(data_dir) => data_dir,
         Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
     };
-    let store = store::open(&config.store).await?;
+    let Records { store, credentials } = store::open(&config.store).await?;
     let landing = open_files(config, store.as_ref()).await?;
-    let listener = server::listen(config.listen)
-        .with_context(|| format!("cannot listen on {}", config.listen))?;
-    let address = listener.local_addr()?;
+    let (security, tls) = match command::open_tls(config) {
+        Ok(Some(tls)) => {
+            let tls = Arc::new(tls);
+            (Security::Tls(Arc::clone(&tls)), Some(tls))
+        }
+        Ok(None) if config.insecure => (Security::Clear(ClearText::Insecure), None),
+        Ok(None) => (Security::Clear(ClearText::LoopbackOnly), None),
+        Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
+    };
+    let listeners = listeners(config)?;
+    let address = listeners.main.local_addr()?;
     let shutdown = Shutdown::new();
     let server = Server::new(Options {
         store,
+        credentials,
         landing,
-        clear_text: if config.insecure { ClearText::Insecure } else { ClearText::LoopbackOnly },
+        audit: tls.is_some().then(|| Audit::open(&config.data_dir)).transpose()?,
+        security,
+        certificate_life: config.certificate_life,
         heartbeat: config.heartbeat,
         retention: config.retention,
         uploads_max: config.uploads_max,
@@ -93,9 +150,73 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         stop.drain();
         signal
     });
-    let clean = server.serve(listener).await?;
+    if let Some(tls) = tls {
+        let hangups = signal(SignalKind::hangup())?;
+        drop(shutdown.spawn(reload(tls, hangups, shutdown.clone())));
+    }
+    let clean = server.serve(listeners).await?;
     signalled.await??;
     tracing::info!(clean, "stopped");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn listeners(config: &Config) -> anyhow::Result<Listeners> {
+    let listen =
+        |address| server::listen(address).with_context(|| format!("cannot listen on {address}"));
+    let socket = config.data_dir.join(SOCKET);
+    Ok(Listeners {
+        main: listen(config.listen)?,
+        control: config.control_listen.map(listen).transpose()?,
+        socket: config
+            .is_secured
+            .then(|| server::listen_socket(&socket))
+            .transpose()
+            .with_context(|| format!("cannot listen on {}", socket.display()))?,
+    })
+}
+
+/// Takes new certificates at each hang-up.
+async fn reload(tls: Arc<Tls>, mut hangups: tokio::signal::unix::Signal, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            () = shutdown.draining().cancelled() => return,
+            _ = hangups.recv() => server::reload(&tls).await,
+        }
+    }
+}
+
+/// Makes an authority, and the first operator.
+async fn init(config: &Config, names: &[String]) -> anyhow::Result<ExitCode> {
+    let _data_dir = match DataDir::open(&config.data_dir) {
+        Ok(data_dir) => data_dir,
+        Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
+    };
+    let pki = config.data_dir.join(PKI);
+    let authority = match Authority::init(&pki, names) {
+        Ok(authority) => authority,
+        Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
+    };
+    let root = authority.root();
+    let tls = Tls::open(pki.clone(), authority, config.own_certificate.clone())?;
+    let administration = Administration {
+        credentials: store::open(&config.store).await?.credentials,
+        coordinator: None,
+        tls: Some(Arc::new(tls)),
+    };
+    let name = "admin".parse()?;
+    let made = administration.create_operator(name, Role::Admin, Scope::default(), None).await;
+    let (operator, token) = made?;
+    eprintln!(
+        "made an authority in {pki}: its root is sha256 {root}
+- {pki}/roots.pem is what curl and grpcurl need (--cacert, -cacert)
+- {pki}/root.key signs nothing more: keep it offline, or delete it
+- start the server: fts-server. It asks for TLS and credentials from now on
+- let a client join: fts-server token create --id ID
+- the token of the operator {operator} (role admin) follows, and is nowhere else: fts login",
+        pki = pki.display(),
+        operator = operator.name,
+    );
+    writeln!(std::io::stdout(), "{}", token.reveal()).context("cannot print the token")?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -109,9 +230,9 @@ async fn check_files(config: &Config, scrub: bool) -> anyhow::Result<ExitCode> {
         Ok(data_dir) => data_dir,
         Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
     };
-    let store = store::open(&config.store).await?;
-    let landing = open_files(config, store.as_ref()).await?;
-    let report = check(store, landing, scrub).await?;
+    let records = store::open(&config.store).await?;
+    let landing = open_files(config, records.store.as_ref()).await?;
+    let report = check(records, landing, scrub).await?;
     writeln!(std::io::stdout(), "{report}").context("cannot say what was found")?;
     let is_well = report.problems.is_empty();
     Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })

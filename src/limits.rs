@@ -86,8 +86,13 @@ pub const LISTEN_QUEUE_MAX: u32 = 16_384;
 /// Of the files that a server may open, as many are kept for its disk as half of them, and at most
 /// this.
 pub const FILES_RESERVED_MAX: usize = 2048;
-/// From accepting a connection to its first byte.
-pub const FIRST_BYTE_WAIT: Duration = Duration::from_secs(10);
+/// Connections that have not shown yet who they are.
+pub const UNKNOWN_CONNECTIONS_MAX: usize = 1024;
+/// Connections of one client: a session, uploads, and what a cut left behind.
+pub const CONNECTIONS_PER_CLIENT_MAX: usize = 16;
+/// From accepting a connection to a request with good credentials; to the first byte, where nobody asks
+/// for credentials.
+pub const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 /// From the start of `Connect` to its Hello.
 pub const HELLO_WAIT: Duration = Duration::from_secs(10);
 /// From dialling to Welcome.
@@ -267,6 +272,10 @@ pub const AUDIT_CLOCK_SLACK: Duration = Duration::from_secs(3600);
 
 // === Operators ===
 
+/// Streams of an operator look at whether its token is still good this often.
+pub const RECHECK: Duration = Duration::from_secs(5);
+/// A token, with room to spare.
+pub const TOKEN_BYTES_MAX: usize = 1024;
 /// An operator's name.
 pub const OPERATOR_BYTES_MAX: usize = 64;
 /// Clients, and paths, that a scope names.
@@ -316,6 +325,36 @@ pub const STATUS_PORT: u16 = 8080;
 /// Connections to it at a time, and how long one may last.
 pub const STATUS_CONNECTIONS_MAX: usize = 16;
 pub const STATUS_REQUEST_WAIT: Duration = Duration::from_secs(5);
+
+// === Credentials ===
+
+/// No credential is made for less.
+pub const TTL_MIN: Duration = Duration::from_secs(10);
+/// Of a join token, by default and at most.
+pub const JOIN_TOKEN_TTL: Duration = Duration::from_secs(3600);
+pub const JOIN_TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const JOIN_TOKEN_USES_MAX: u32 = 100_000;
+pub const JOIN_TOKENS_PER_CALL_MAX: usize = 1_000;
+pub const OPERATOR_TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+// === Certificates ===
+
+/// A certificate begins to hold so long before it is made, for clocks that are a little wrong.
+pub const CLOCK_SLACK: Duration = Duration::from_secs(300);
+pub const ROOT_LIFE: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
+pub const INTERMEDIATE_LIFE: Duration = Duration::from_secs(5 * 365 * 24 * 3600);
+pub const SERVER_CERTIFICATE_LIFE: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Of a client's certificate, by default, at least, and at most.
+pub const CLIENT_CERTIFICATE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+pub const CLIENT_CERTIFICATE_LIFE_MIN: Duration = Duration::from_secs(60);
+pub const CLIENT_CERTIFICATE_LIFE_MAX: Duration = Duration::from_secs(398 * 24 * 3600);
+/// A certificate that expired no longer ago than this renews by proof of its key.
+pub const RENEW_WITHIN: Duration = Duration::from_secs(180 * 24 * 3600);
+pub const CERTIFICATE_REQUEST_BYTES_MAX: usize = 4 << 10;
+/// Roots that a server trusts at a time, and hands out.
+pub const ROOTS_MAX: usize = 3;
+/// The server's own certificate is looked at this often: by its time, and for another one on disk.
+pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(10);
 
 // === Shutdown ===
 

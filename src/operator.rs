@@ -13,6 +13,7 @@ use config::Timing;
 use connection::Connection;
 use error::Error;
 use list::Verb;
+use login::Bearer;
 use output::Output;
 
 use crate::rate::Rate;
@@ -25,9 +26,11 @@ mod error;
 mod fake;
 mod list;
 mod local_file;
+mod login;
 mod output;
 mod progress;
 mod pull;
+mod session;
 mod view;
 mod watch;
 mod words;
@@ -71,10 +74,18 @@ pub async fn run(
     io: Io,
     interrupt: impl Future<Output = ()>,
 ) -> u8 {
-    let address = settings.address();
+    let output = Output::new(io, settings.form);
+    if let Command::Login { .. } = command {
+        let outcome = session::login(settings, &output).await;
+        return output.end(outcome).await;
+    }
+    let route = match settings.route() {
+        Ok(route) => route,
+        Err(err) => return output.end(Err(Error::Failed(err.to_string()))).await,
+    };
     let context = Context {
-        connection: Connection::new(settings.server, address),
-        output: Output::new(io, settings.form),
+        connection: Connection::new(&route, Bearer::new(settings.token.as_ref())),
+        output,
         timing: settings.timing,
         stop: CancellationToken::new(),
         start: Instant::now(),
@@ -115,6 +126,9 @@ async fn execute(context: &Context, command: Command) -> Result<(), Error> {
 /// Runs a command that asks and prints, and may be left at any point.
 async fn execute_once(context: &Context, command: Command) -> Result<(), Error> {
     match command {
+        Command::Logout => session::logout(context).await,
+        Command::Whoami => session::whoami(context).await,
+        Command::Audit { since } => session::audit(context, since).await,
         Command::Clients => list::clients(context).await,
         Command::Client { id } => list::client(context, &id).await,
         Command::Transfers { client, state, limit } => {
@@ -126,8 +140,12 @@ async fn execute_once(context: &Context, command: Command) -> Result<(), Error> 
         Command::Pause { id } => list::act(context, Verb::Pause, id).await,
         Command::Resume { id } => list::act(context, Verb::Resume, id).await,
         Command::Rm { id } => list::act(context, Verb::Delete, id).await,
-        Command::Pull { .. } | Command::Cp { .. } | Command::Get { .. } | Command::Watch { .. } => {
-            unreachable!("these end by themselves when they are stopped")
+        Command::Login { .. }
+        | Command::Pull { .. }
+        | Command::Cp { .. }
+        | Command::Get { .. }
+        | Command::Watch { .. } => {
+            unreachable!("these were taken before")
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tonic::service::Routes;
 use tower::ServiceExt as _;
 
@@ -17,16 +17,25 @@ use crate::{
 };
 
 pub mod access;
+mod admin_api;
+pub mod administration;
 mod arrived;
 pub mod audit;
+mod audited;
+pub mod authority;
 pub mod check;
+pub mod command;
 pub mod config;
+mod connection;
 mod control_api;
 pub mod coordinator;
 pub mod data_dir;
+mod desk;
+mod enrolment_api;
 pub mod error;
 mod file_stream;
 pub mod files;
+pub mod gate;
 pub mod guard;
 mod http_api;
 mod ingest;
@@ -38,28 +47,65 @@ mod model_tests;
 mod outbox;
 mod page;
 mod places;
-
+mod preauth;
 mod session;
 mod sessions;
 pub mod store;
 mod sweeper;
+pub mod tls;
 mod transfer_api;
 mod uploads;
 pub mod view;
 
-pub use listener::listen;
+pub use listener::{listen, listen_socket};
 
+use administration::Administration;
+use audit::Audit;
+use connection::Surface;
 use coordinator::{Coordinator, Parts, Retention};
+use desk::Desk;
+use gate::Gate;
 use guard::ClearText;
 use landing::Landing;
+use listener::Reception;
 use metrics::Metrics;
-use store::Store;
+use store::{Store, credentials::Credentials};
+use tls::Tls;
+
+/// How the server knows who calls.
+#[derive(Clone)]
+pub enum Security {
+    /// Not at all: whoever can reach it may do everything.
+    Clear(ClearText),
+    /// By certificates and tokens, in TLS.
+    Tls(Arc<Tls>),
+}
+
+/// Where a server listens.
+pub struct Listeners {
+    /// For everything; for clients alone, if there is another one for operators.
+    pub main: TcpListener,
+    pub control: Option<TcpListener>,
+    /// Its own socket, for whoever owns the server.
+    pub socket: Option<UnixListener>,
+}
+
+impl From<TcpListener> for Listeners {
+    fn from(main: TcpListener) -> Self {
+        Self { main, control: None, socket: None }
+    }
+}
 
 /// What a server is made of.
 pub struct Options {
     pub store: Arc<dyn Store>,
+    pub credentials: Arc<dyn Credentials>,
     pub landing: Landing,
-    pub clear_text: ClearText,
+    pub security: Security,
+    /// Where what callers do goes on record; `None` where nobody asks who they are.
+    pub audit: Option<Audit>,
+    /// Of the certificates that it issues to clients.
+    pub certificate_life: Duration,
     /// What clients are told to send; the other deadlines scale with it.
     pub heartbeat: Duration,
     pub retention: Retention,
@@ -87,7 +133,10 @@ pub enum ServeError {
 pub struct Server {
     coordinator: Arc<Coordinator>,
     metrics: Arc<Metrics>,
-    clear_text: ClearText,
+    credentials: Arc<dyn Credentials>,
+    security: Security,
+    audit: Option<Audit>,
+    certificate_life: Duration,
     drain_wait: Duration,
     shutdown: Shutdown,
 }
@@ -97,6 +146,7 @@ impl Server {
         let metrics = Arc::new(Metrics::new());
         let coordinator = Coordinator::new(Parts {
             store: options.store,
+            credentials: Arc::clone(&options.credentials),
             landing: Arc::new(options.landing),
             metrics: Arc::clone(&metrics),
             shutdown: options.shutdown.clone(),
@@ -107,7 +157,10 @@ impl Server {
         Self {
             coordinator,
             metrics,
-            clear_text: options.clear_text,
+            credentials: options.credentials,
+            security: options.security,
+            audit: options.audit,
+            certificate_life: options.certificate_life,
             drain_wait: options.drain_wait,
             shutdown: options.shutdown,
         }
@@ -120,7 +173,8 @@ impl Server {
 
     /// Serves until the shutdown drains and everything has ended, or its time is up. Returns
     /// whether everything ended by itself.
-    pub async fn serve(self, listener: TcpListener) -> Result<bool, ServeError> {
+    pub async fn serve(self, listeners: impl Into<Listeners>) -> Result<bool, ServeError> {
+        let listeners = listeners.into();
         tokio::select! {
             biased;
             repaired = self.coordinator.repair() => {
@@ -129,18 +183,19 @@ impl Server {
             // What is not repaired yet is, at the next start.
             () = self.shutdown.draining().cancelled() => return Ok(true),
         }
-        let address = listener.local_addr().map_err(ServeError::Listener)?;
+        let address = listeners.main.local_addr().map_err(ServeError::Listener)?;
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<FileTransferServer>().await;
         health.set_serving::<ControlServer>().await;
         let app = self.app(health_service)?;
         drop(self.shutdown.spawn(sweeper::run(Arc::clone(&self.coordinator))));
-        let incoming = listener::accept(listener, &self.shutdown);
-        let draining = self.shutdown.draining().clone();
-        let serving = transport()
-            .add_routes(Routes::from(app))
-            .serve_with_incoming_shutdown(incoming, draining.clone().cancelled_owned());
+        if let Security::Tls(tls) = &self.security {
+            let (tls, draining) = (Arc::clone(tls), self.shutdown.draining().clone());
+            drop(self.shutdown.spawn(look_after(tls, draining)));
+        }
+        let serving = self.serve_all(listeners, &app);
         tracing::info!(%address, "serving");
+        let draining = self.shutdown.draining().clone();
         let end = async {
             draining.cancelled().await;
             tracing::info!("draining");
@@ -155,8 +210,46 @@ impl Server {
                 err.log();
             }
             self.coordinator.store.close().await;
+            if let Some(audit) = &self.audit {
+                audit.close().await;
+            }
         };
         Ok(tokio::time::timeout(limits::STORE_CLOSE_WAIT, close).await.is_ok() && clean)
+    }
+
+    /// Serves every listener until the shutdown drains.
+    async fn serve_all(
+        &self,
+        listeners: Listeners,
+        app: &axum::Router,
+    ) -> Result<(), tonic::transport::Error> {
+        let tls = match &self.security {
+            Security::Clear(_) => None,
+            Security::Tls(tls) => Some(Arc::clone(tls)),
+        };
+        let reception = Reception::new(tls, &self.shutdown);
+        let serve = |incoming| {
+            transport().add_routes(Routes::from(app.clone())).serve_with_incoming_shutdown(
+                incoming,
+                self.shutdown.draining().clone().cancelled_owned(),
+            )
+        };
+        let main = if listeners.control.is_some() { Surface::Transfers } else { Surface::All };
+        let main = serve(reception.accept(listeners.main, main));
+        let control = async {
+            match listeners.control {
+                Some(listener) => serve(reception.accept(listener, Surface::Control)).await,
+                None => Ok(()),
+            }
+        };
+        let socket = async {
+            match listeners.socket {
+                Some(listener) => serve(reception.accept_socket(listener)).await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(main, control, socket)?;
+        Ok(())
     }
 
     fn app(&self, health: impl HealthService) -> Result<axum::Router, ServeError> {
@@ -167,18 +260,56 @@ impl Server {
                 // So that tools show the details of errors.
                 .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         };
-        let control = control_api::ControlApi::new(Arc::clone(&self.coordinator));
+        let desk = Arc::new(Desk {
+            coordinator: Arc::clone(&self.coordinator),
+            credentials: Arc::clone(&self.credentials),
+            audit: self.audit.clone(),
+        });
+        let control = control_api::ControlApi::new(Arc::clone(&desk));
         let control = ControlServer::new(control)
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
         let mut grpc = Routes::builder();
         grpc.add_service(health)
             .add_service(reflection().build_v1().map_err(ServeError::Reflection)?)
             .add_service(reflection().build_v1alpha().map_err(ServeError::Reflection)?)
+            .add_service(self.enrolment())
+            .add_service(self.admin())
             .add_service(control);
         let grpc = grpc.routes().into_axum_router().reset_fallback().merge(self.transfer_routes());
-        let http = http_api::router(Arc::clone(&self.coordinator), Arc::clone(&self.metrics));
+        let http = http_api::router(desk, Arc::clone(&self.metrics));
         let app = http.merge(grpc).fallback(http_api::fallback);
-        Ok(guard::guarded(app, self.clear_text))
+        let gate = match &self.security {
+            Security::Clear(rules) => Gate::open(*rules),
+            Security::Tls(_) => Gate::keyed(Arc::clone(&self.credentials), self.audit.clone()),
+        };
+        Ok(gate.before(app))
+    }
+
+    fn tls(&self) -> Option<Arc<Tls>> {
+        match &self.security {
+            Security::Clear(_) => None,
+            Security::Tls(tls) => Some(Arc::clone(tls)),
+        }
+    }
+
+    fn enrolment(&self) -> EnrolmentServer {
+        let api = enrolment_api::EnrolmentApi {
+            credentials: Arc::clone(&self.credentials),
+            tls: self.tls(),
+            life: self.certificate_life,
+            audit: self.audit.clone(),
+        };
+        EnrolmentServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX)
+    }
+
+    fn admin(&self) -> AdminServer {
+        let administration = Arc::new(Administration {
+            credentials: Arc::clone(&self.credentials),
+            coordinator: Some(Arc::clone(&self.coordinator)),
+            tls: self.tls(),
+        });
+        let api = admin_api::AdminApi { administration, audit: self.audit.clone() };
+        AdminServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX)
     }
 
     /// Two instances of one service on exact routes, because tonic's message limit is for a whole
@@ -200,6 +331,32 @@ impl Server {
     }
 }
 
+/// Reads certificates again when their files change, or on SIGHUP through [`Tls::look`].
+async fn look_after(tls: Arc<Tls>, draining: tokio_util::sync::CancellationToken) {
+    loop {
+        tokio::select! {
+            () = draining.cancelled() => return,
+            () = tokio::time::sleep(limits::CERTIFICATE_LOOK) => {}
+        }
+        reload(&tls).await;
+    }
+}
+
+/// Takes what the certificate files hold now. What is bad is said, and what was good goes on.
+pub async fn reload(tls: &Arc<Tls>) {
+    let tls = Arc::clone(tls);
+    match tokio::task::spawn_blocking(move || tls.look()).await {
+        Ok(Ok(false)) => {}
+        Ok(Ok(true)) => tracing::info!("took new certificates"),
+        Ok(Err(err)) => {
+            tracing::error!(error = &err as &dyn std::error::Error, "kept the old certificates");
+        }
+        Err(err) => tracing::error!(error = %err, "could not look at the certificates"),
+    }
+}
+
+type EnrolmentServer = proto::enrolment_server::EnrolmentServer<enrolment_api::EnrolmentApi>;
+type AdminServer = proto::admin_server::AdminServer<admin_api::AdminApi>;
 type FileTransferServer =
     proto::file_transfer_server::FileTransferServer<transfer_api::TransferApi>;
 type ControlServer = proto::control_server::ControlServer<control_api::ControlApi>;

@@ -34,11 +34,26 @@ impl From<String> for ConfigError {
     }
 }
 
+/// A setting that holds, and where it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Setting {
+    /// As its flag, without the dashes.
+    pub name: String,
+    /// Masked, if it is secret.
+    pub shown: String,
+    /// A flag, a variable, a file, or `default`.
+    pub origin: String,
+}
+
 /// Picks the value of each setting, and collects what is wrong.
 #[derive(Debug, Default)]
 pub struct Picker {
     problems: Vec<String>,
+    settings: Vec<Setting>,
 }
+
+/// What else may say a setting, after the flag and its variables: where, and what.
+pub type Layer = (String, Option<String>);
 
 impl Picker {
     pub fn new() -> Self {
@@ -56,19 +71,50 @@ impl Picker {
         file: Option<String>,
         parse: impl Fn(&str) -> Result<T, String>,
     ) -> Option<T> {
+        let layers = [(in_file(flag.0), file)];
+        self.pick_shown(flag, short, layers, parse, |text| format!("{text:?}"))
+    }
+
+    /// As [`Self::pick`], from as many files as there are layers, and shown as `show` has it:
+    /// wherever a value may be secret.
+    pub fn pick_shown<T>(
+        &mut self,
+        flag: (&str, Option<String>),
+        short: Option<&str>,
+        layers: impl IntoIterator<Item = Layer>,
+        parse: impl Fn(&str) -> Result<T, String>,
+        show: impl Fn(&str) -> String,
+    ) -> Option<T> {
         let (name, value) = flag;
         let from_flag = value.map(|text| (flag_or_variable(name, &text, variable), text));
-        let from_short = || Some((short?.to_owned(), std::env::var(short?).ok()?));
-        let from_file =
-            || file.map(|text| (format!("'{}' in the file", name.replace('-', "_")), text));
-        let (origin, text) = from_flag.or_else(from_short).or_else(from_file)?;
+        let from_short = || Some((short?.to_owned(), variable(short?)?));
+        let mut layers = layers.into_iter();
+        let from_layer = || layers.find_map(|(origin, text)| Some((origin, text?)));
+        let (origin, text) = from_flag.or_else(from_short).or_else(from_layer)?;
+        let shown = show(&text);
         match parse(&text) {
-            Ok(value) => Some(value),
+            Ok(value) => {
+                self.note(name, shown, origin);
+                Some(value)
+            }
             Err(problem) => {
-                self.problem(format!("{origin}: {text:?}: {problem}"));
+                self.problem(format!("{origin}: {shown}: {problem}"));
                 None
             }
         }
+    }
+
+    /// Notes what holds for `name`, unless that is known.
+    pub fn note(&mut self, name: &str, shown: impl Into<String>, origin: impl Into<String>) {
+        if !self.settings.iter().any(|setting| setting.name == name) {
+            let (shown, origin) = (shown.into(), origin.into());
+            self.settings.push(Setting { name: name.to_owned(), shown, origin });
+        }
+    }
+
+    /// Returns what has been picked and noted, in order.
+    pub fn settings(&self) -> &[Setting] {
+        &self.settings
     }
 
     /// Notes a problem.
@@ -94,6 +140,11 @@ impl Picker {
     }
 }
 
+/// Returns where a file says the setting `name`.
+pub fn in_file(name: &str) -> String {
+    format!("'{}' in the file", name.replace('-', "_"))
+}
+
 /// Returns what `text` was given as: `--name`, or the variable `FTS_NAME` if that has this value.
 fn flag_or_variable(name: &str, text: &str, variable: impl Fn(&str) -> Option<String>) -> String {
     let its_variable = format!("FTS_{}", name.replace('-', "_").to_ascii_uppercase());
@@ -112,12 +163,16 @@ fn variable(name: &str) -> Option<String> {
 /// line.
 pub fn read_file<T: DeserializeOwned + Default>(path: Option<&Path>) -> Result<T, ConfigError> {
     let Some(path) = path else { return Ok(T::default()) };
-    let name = path.display();
-    let problem = |what: String| ConfigError::from(format!("--config {name}: {what}"));
+    read_toml(path, &format!("--config {}", path.display()))
+}
+
+/// Reads the TOML file at `path`, which problems call `name`.
+pub fn read_toml<T: DeserializeOwned>(path: &Path, name: &str) -> Result<T, ConfigError> {
+    let problem = |what: String| ConfigError::from(format!("{name}: {what}"));
     let text = read_regular(path).map_err(problem)?;
     parse_toml(&text).map_err(|problems| {
         let problems = problems.into_iter();
-        let named = problems.map(|(line, what)| format!("--config {name}: line {line}: {what}"));
+        let named = problems.map(|(line, what)| format!("{name}: line {line}: {what}"));
         ConfigError { problems: named.collect() }
     })
 }
@@ -273,5 +328,33 @@ mod tests {
         assert_eq!(err.problems.len(), 2);
         assert!(err.problems[0].starts_with("--size"));
         assert!(err.problems[1].starts_with("'keep' in the file"));
+    }
+
+    #[test]
+    fn each_setting_is_known_with_where_it_came_from_and_no_secret() {
+        let mut picker = Picker::new();
+        let some = |text: &str| Some(text.to_owned());
+        picker.pick(("size", some("1MB")), None, some("2MB"), size);
+        picker.pick(("max-rate", None), None, some("5MB/s"), rate);
+        let layers = [("one".to_owned(), None), ("two".to_owned(), some("hunter2"))];
+        let hide = |_: &str| "…".to_owned();
+        picker.pick_shown(("proxy", None), None, layers, |_| Ok(()), hide);
+        let layers = [("two".to_owned(), some("hunter2"))];
+        picker.pick_shown(("bad", None), None, layers, size, hide);
+        picker.note("size", "9", "default");
+        picker.note("keep", "7d", "default");
+
+        let known: Vec<_> = picker.settings().iter().collect();
+        let text: Vec<_> =
+            known.iter().map(|s| format!("{} {} {}", s.name, s.shown, s.origin)).collect();
+        let expected = [
+            "size \"1MB\" --size",
+            "max-rate \"5MB/s\" 'max_rate' in the file",
+            "proxy … two",
+            "keep 7d default",
+        ];
+        assert_eq!(text, expected);
+        let err = picker.finish(()).expect_err("bad").to_string();
+        assert!(err.contains("two") && !err.contains("hunter2"), "{err}");
     }
 }

@@ -12,6 +12,8 @@ pub mod method {
     include!(concat!(env!("OUT_DIR"), "/methods.rs"));
 }
 
+#[cfg(feature = "server")]
+pub mod admin;
 pub mod codec;
 #[cfg(feature = "server")]
 pub mod control;

@@ -168,7 +168,7 @@ async fn idle(
 
 async fn idle_cpu_percent(server: &Server, window: Duration) -> anyhow::Result<f64> {
     // Who has just come is busy for a moment.
-    sleep(limits::FIRST_BYTE_WAIT).await;
+    sleep(limits::KNOWN_WITHIN).await;
     let (began, cpu_before) = (Instant::now(), server.cpu_seconds()?);
     sleep(window).await;
     let cpu = server.cpu_seconds()? - cpu_before;

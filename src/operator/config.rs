@@ -8,16 +8,22 @@
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Parser, Subcommand};
-use http::Uri;
 use serde::Deserialize;
 
-use super::output::Form;
+use super::{
+    login::{self, Login},
+    output::Form,
+};
 use crate::{
     ids::{ClientId, IdError, RemotePath, RequestId, TransferId},
     limits,
     rate::Rate,
+    route::{Proxies, Route},
+    server_url::ServerUrl,
     settings::{self, ConfigError, Picker},
     telemetry::LogFormat,
+    tls::{self, TlsError, Trust},
+    token::{Secret, Token, TokenKind},
     wire::proto::State,
 };
 
@@ -38,10 +44,21 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// Address of the server [env short: SERVER_URL] [default: http://localhost:3000]
+    /// Address of the server [env short: SERVER_URL] [default: that of `fts login`, else
+    /// http://localhost:3000]
     #[arg(long, global = true, env = "FTS_SERVER", value_name = "URL")]
     server: Option<String>,
-    /// TOML file with the keys server, insecure, json, log_format, timeout, deadline, max_rate
+    /// Root certificates of the server, PEM [default: what the token says, else the system's]
+    #[arg(long, global = true, env = "FTS_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// File with the operator's token; - is standard input [default: FTS_TOKEN, else that of
+    /// `fts login`]
+    #[arg(long, global = true, env = "FTS_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// HTTP proxy for https:// servers, or off [default: HTTPS_PROXY, NO_PROXY]
+    #[arg(long, global = true, env = "FTS_PROXY", value_name = "URL", hide_env_values = true)]
+    proxy: Option<String>,
+    /// TOML file with the keys server, ca, token_file, insecure, json, log_format, timeout, deadline, max_rate
     #[arg(long, global = true, env = "FTS_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print one JSON object per line
@@ -59,6 +76,22 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Keep the token for a server (0600), once it has proved good; it is asked for, or read from
+    /// --token-file, FTS_TOKEN or standard input
+    Login {
+        /// Address of the server, https://HOST:PORT
+        url: String,
+    },
+    /// Forget the token
+    Logout,
+    /// Show who the server takes you for
+    Whoami,
+    /// Print who did what, one JSON object a line (role admin)
+    Audit {
+        /// Only what happened since then ago, such as 1d
+        #[arg(long, env = "FTS_SINCE", value_name = "TIME", value_parser = settings::duration)]
+        since: Option<Duration>,
+    },
     /// List the clients
     Clients,
     /// Show one client
@@ -217,8 +250,12 @@ impl fmt::Display for Source {
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[allow(clippy::struct_field_names)] // the keys are the flags' names
 struct File {
     server: Option<String>,
+    ca: Option<PathBuf>,
+    token_file: Option<PathBuf>,
+    proxy: Option<String>,
     insecure: Option<bool>,
     json: Option<bool>,
     log_format: Option<String>,
@@ -230,7 +267,12 @@ struct File {
 /// What holds for every command, wherever it was set.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    pub(super) server: Uri,
+    pub(super) server: ServerUrl,
+    /// What the server's certificate must lead to, if that was said.
+    pub(super) ca: Option<PathBuf>,
+    pub(super) proxies: Proxies,
+    /// What to show; none in clear text.
+    pub(super) token: Option<Secret>,
     pub(super) form: Form,
     pub log_format: LogFormat,
     /// How long the operator waits for a transfer to end.
@@ -281,7 +323,13 @@ impl Settings {
         let bool_text = |value: Option<bool>| value.map(|b| b.to_string());
 
         let flag = ("server", global.server.clone());
-        let server = picker.pick(flag, Some("SERVER_URL"), file.server, server);
+        let server = picker.pick(flag, Some("SERVER_URL"), file.server, ServerUrl::parse);
+        let server = match &args.command {
+            Command::Login { url } => picker.pick(("url", Some(url.clone())), None, None, |text| {
+                ServerUrl::parse(text).and_then(secure)
+            }),
+            _ => server,
+        };
         let flag = ("insecure", global.insecure.clone());
         let insecure = picker.pick(flag, None, bool_text(file.insecure), settings::flag);
         let flag = ("json", global.json.clone());
@@ -295,22 +343,66 @@ impl Settings {
         let flag = ("max-rate", args.command.max_rate());
         let rate_max = picker.pick(flag, None, file.max_rate, settings::rate).flatten();
 
-        let server = server.unwrap_or_else(|| Uri::from_static(SERVER_DEFAULT));
-        if !is_loopback(&server) && insecure != Some(true) {
+        let login = picker.take(
+            login::file().map_or(Ok(None), |path| Login::read(&path).map_err(ConfigError::from)),
+        );
+        let kept = login.as_ref().and_then(|login| ServerUrl::parse(&login.server).ok());
+        let server = server.or_else(|| kept.clone()).unwrap_or_else(|| {
+            ServerUrl::parse(SERVER_DEFAULT).expect("the default is a server's URL")
+        });
+        // A token is shown to the server that it was given for, and to no other.
+        let login = login.filter(|_| kept.as_ref() == Some(&server));
+        if !server.is_tls() && !server.is_loopback() && insecure != Some(true) {
             picker.problem(format!(
-                "{server} is on another machine, and there is no TLS in this version: file names \
-                 and bytes would cross the network in clear. --insecure says that you know"
+                "{server} is on another machine: file names and bytes would cross the network in \
+                 clear. Use https://; --insecure says that this is a test network"
             ));
         }
+        let token =
+            token(&args.command, global.token_file.clone().or(file.token_file), login.as_ref());
+        let token = picker.take(token.map_err(ConfigError::from)).filter(|_| server.is_tls());
+        let proxy = picker.pick(("proxy", global.proxy.clone()), None, file.proxy, Proxies::parse);
+        let proxies = proxy.map_or_else(
+            || Proxies::from_variables(|name| std::env::var(name).ok()).map_err(ConfigError::from),
+            Ok,
+        );
+        let proxies = picker.take(proxies.map(Some)).unwrap_or_else(Proxies::off);
+        let ca = global.ca.clone().or(file.ca).or_else(|| login.and_then(|login| login.ca));
         let form = if json == Some(true) { Form::Json } else { Form::Text };
         let log_format = log_format.unwrap_or_default();
         let timing = Timing::default();
-        picker.finish(Self { server, form, log_format, timeout, deadline, rate_max, timing })
+        picker.finish(Self {
+            server,
+            ca,
+            proxies,
+            token,
+            form,
+            log_format,
+            timeout,
+            deadline,
+            rate_max,
+            timing,
+        })
+    }
+
+    /// Returns the way to the server, and what is trusted on it: what was said, else the root that
+    /// the token names, else the system's.
+    pub(super) fn route(&self) -> Result<Route, TlsError> {
+        let pinned = self.token.as_ref().and_then(|token| {
+            Token::parse(token.reveal(), TokenKind::Operator).ok().and_then(|token| token.root)
+        });
+        let trust = match (&self.ca, pinned) {
+            (Some(ca), _) => Trust::Roots(tls::read_pem_certificates(ca)?),
+            (None, Some(root)) => Trust::Pinned(root),
+            (None, None) => Trust::System,
+        };
+        Route::new(&self.server, &trust, None, &self.proxies)
     }
 
     /// The server's address, for people.
-    pub(super) fn address(&self) -> String {
-        self.server.to_string().trim_end_matches('/').to_owned()
+    #[cfg(test)]
+    fn address(&self) -> String {
+        self.server.to_string()
     }
 }
 
@@ -354,36 +446,31 @@ fn deadline_within(text: &str) -> Result<Duration, String> {
     Ok(deadline)
 }
 
-/// Parses the address of a server.
-fn server(text: &str) -> Result<Uri, String> {
-    let form = || "write it like http://host:3000".to_owned();
-    let uri: Uri = text.parse().map_err(|_| form())?;
-    match uri.scheme_str() {
-        Some("http") => {}
-        Some("https") => {
-            return Err(
-                "there is no TLS in this version: use http:// on this machine, or through \
-                        a tunnel that ends on it"
-                    .to_owned(),
-            );
-        }
-        _ => return Err(form()),
+/// Returns the token to show: of the file that was named, of the environment, of the login.
+fn token(
+    command: &Command,
+    file: Option<PathBuf>,
+    login: Option<&Login>,
+) -> Result<Option<Secret>, String> {
+    if let Some(path) = file {
+        let read = login::from_file(&path);
+        return read.map(Some).map_err(|err| format!("--token-file: {err}"));
     }
-    let authority = uri.authority().ok_or_else(form)?.as_str();
-    if authority.contains('@') {
-        return Err("no name or password belongs here".to_owned());
+    let of_login = || login.map(Login::token);
+    match command {
+        Command::Logout => Ok(None),
+        Command::Login { .. } => login::from_environment(),
+        _ => Ok(login::from_environment()?.or_else(of_login)),
     }
-    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err("nothing may follow the port".to_owned());
-    }
-    Ok(uri)
 }
 
-fn is_loopback(server: &Uri) -> bool {
-    let host = server.host().unwrap_or_default();
-    let address = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost")
-        || address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+/// Refuses to send a token in clear text.
+fn secure(server: ServerUrl) -> Result<ServerUrl, String> {
+    if server.is_tls() {
+        Ok(server)
+    } else {
+        Err("a token is never sent in clear text: log in to https://".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -451,7 +538,7 @@ mod tests {
     #[test]
     fn everything_wrong_is_told_at_once() {
         let line = [
-            "--server=https://localhost",
+            "--server=ftp://localhost",
             "--json=x",
             "pull",
             "c",
@@ -461,14 +548,7 @@ mod tests {
         ];
         let err = resolve(&line).expect_err("refused");
         assert_eq!(err.problems.len(), 5, "{err}");
-        assert!(err.problems[0].contains("no TLS"), "{err}");
-    }
-
-    #[test]
-    fn only_an_address_is_an_address() {
-        for bad in ["localhost:3000", "http://a:b@localhost", "http://localhost/x", "ftp://h", ""] {
-            assert!(server(bad).is_err(), "{bad}");
-        }
+        assert!(err.problems[0].contains("--server"), "{err}");
     }
 
     #[test]

@@ -3,34 +3,40 @@
 
 use std::{future::Future, time::Duration};
 
-use http::Uri;
 use tokio::time::Instant;
 use tonic::{
-    Response, Status, Streaming,
-    transport::{Channel, Endpoint},
+    Response, Status, Streaming, service::interceptor::InterceptedService, transport::Channel,
 };
 
-use super::{config::Timing, error::Error};
+use super::{config::Timing, error::Error, login::Bearer};
 use crate::{
     backoff::Backoff,
     limits,
+    route::Route,
     wire::proto::{
-        Client, GetClientRequest, GetTransferRequest, ReadFileRequest, ReadFileResponse, Transfer,
-        TriggerDownloadRequest, WatchTransfersRequest, WatchTransfersResponse,
+        Client, GetClientRequest, GetTransferRequest, ReadAuditRequest, ReadAuditResponse,
+        ReadFileRequest, ReadFileResponse, Transfer, TriggerDownloadRequest, WatchTransfersRequest,
+        WatchTransfersResponse, WhoAmIRequest, WhoAmIResponse, admin_client::AdminClient,
         control_client::ControlClient,
     },
 };
 
+/// The way of a call: the token is added to it.
+pub(super) type Way = InterceptedService<Channel, Bearer>;
+
 /// Asks one server. Dials when first asked, and again whenever the connection is gone.
 #[derive(Debug, Clone)]
 pub(super) struct Connection {
-    control: ControlClient<Channel>,
+    control: ControlClient<Way>,
+    admin: AdminClient<Way>,
     address: String,
 }
 
 impl Connection {
-    pub(super) fn new(server: Uri, address: String) -> Self {
-        let channel = Endpoint::from(server)
+    pub(super) fn new(route: &Route, bearer: Bearer) -> Self {
+        let address = route.server().to_string();
+        let channel = route
+            .endpoint()
             .connect_timeout(limits::CONNECT_WAIT)
             // A server that vanished is noticed, also while a watch is silent for hours.
             .http2_keep_alive_interval(limits::OPERATOR_PING)
@@ -38,17 +44,32 @@ impl Connection {
             .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW_BYTES)
             .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW_BYTES)
             .max_frame_size(limits::HTTP2_FRAME_BYTES)
-            .http2_max_header_list_size(limits::HTTP2_HEADER_BYTES_MAX)
-            .connect_lazy();
-        let control = ControlClient::new(channel)
+            .connect_with_connector_lazy(route.connector());
+        let way = InterceptedService::new(channel, bearer);
+        let control = ControlClient::new(way.clone())
             .max_decoding_message_size(limits::OPERATOR_MESSAGE_BYTES_MAX);
-        Self { control, address }
+        let admin = AdminClient::new(way);
+        Self { control, admin, address }
+    }
+
+    /// Begins to read the audit.
+    pub(super) async fn audit(
+        &self,
+        request: ReadAuditRequest,
+    ) -> Result<Streaming<ReadAuditResponse>, Error> {
+        let answer = self.admin.clone().read_audit(request).await;
+        answer.map(Response::into_inner).map_err(|status| self.error(&status))
+    }
+
+    pub(super) async fn who_am_i(&self) -> Result<WhoAmIResponse, Error> {
+        let call = async |mut control: ControlClient<Way>| control.who_am_i(WhoAmIRequest {}).await;
+        self.ask(call).await
     }
 
     /// Makes one call that has one answer.
     pub(super) async fn ask<T, F>(
         &self,
-        call: impl FnOnce(ControlClient<Channel>) -> F,
+        call: impl FnOnce(ControlClient<Way>) -> F,
     ) -> Result<T, Error>
     where
         F: Future<Output = Result<Response<T>, Status>>,
@@ -65,20 +86,19 @@ impl Connection {
     }
 
     pub(super) async fn trigger(&self, request: TriggerDownloadRequest) -> Result<Transfer, Error> {
-        let call =
-            async |mut control: ControlClient<Channel>| control.trigger_download(request).await;
+        let call = async |mut control: ControlClient<Way>| control.trigger_download(request).await;
         required(self.ask(call).await?.transfer)
     }
 
     pub(super) async fn transfer(&self, id: &str) -> Result<Transfer, Error> {
         let request = GetTransferRequest { transfer_id: id.to_owned() };
-        let call = async |mut control: ControlClient<Channel>| control.get_transfer(request).await;
+        let call = async |mut control: ControlClient<Way>| control.get_transfer(request).await;
         required(self.ask(call).await?.transfer)
     }
 
     pub(super) async fn client(&self, id: &str) -> Result<Client, Error> {
         let request = GetClientRequest { client_id: id.to_owned() };
-        let call = async |mut control: ControlClient<Channel>| control.get_client(request).await;
+        let call = async |mut control: ControlClient<Way>| control.get_client(request).await;
         let client = self.ask(call).await?.client;
         client.ok_or_else(|| Error::strange("it has no client"))
     }

@@ -40,7 +40,13 @@ impl Error {
         let text = clean(status.message());
         if let Some(reason) = status::reason(status) {
             return match reason {
-                Reason::NotLocal | Reason::OtherInstance => Self::NotPermitted(text),
+                Reason::NotLocal
+                | Reason::OtherInstance
+                | Reason::PermissionDenied
+                | Reason::Revoked => Self::NotPermitted(text),
+                Reason::Unauthenticated => {
+                    Self::NotPermitted(format!("{text}\nlog in: fts login {address}"))
+                }
                 _ => Self::Refused { reason: Some(reason), text: with_hint(reason, text) },
             };
         }

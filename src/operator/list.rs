@@ -1,7 +1,5 @@
 //! The commands that ask once and print: lists, single records, and the verbs on a transfer.
 
-use tonic::transport::Channel;
-
 use super::{
     Context,
     connection::required,
@@ -20,7 +18,7 @@ use crate::{
     },
 };
 
-type Control = ControlClient<Channel>;
+type Control = ControlClient<super::connection::Way>;
 
 /// `fts clients`
 pub(super) async fn clients(context: &Context) -> Result<(), Error> {

@@ -15,7 +15,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum AccessError {
-    #[error("a role is viewer, operator or admin")]
+    #[error("a role is metrics, viewer, operator or admin")]
     Role,
     #[error("a pattern is a client id in which * stands for any number of characters")]
     Pattern,
@@ -29,6 +29,8 @@ pub enum AccessError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
+    /// Reads `/metrics`, and nothing else.
+    Metrics,
     /// Sees, and reads what has landed.
     Viewer,
     /// Asks for files too.
@@ -38,10 +40,11 @@ pub enum Role {
 }
 
 impl Role {
-    pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
+    pub const ALL: [Self; 4] = [Self::Metrics, Self::Viewer, Self::Operator, Self::Admin];
 
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Metrics => "metrics",
             Self::Viewer => "viewer",
             Self::Operator => "operator",
             Self::Admin => "admin",
@@ -162,6 +165,8 @@ fn is_beneath(path: &RemotePath, root: &RemotePath) -> bool {
 /// What a caller must have to be heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
+    /// Nothing: that the server is there is no secret.
+    Nothing,
     /// A join token.
     JoinToken,
     /// The certificate of a client that is in good standing.
@@ -183,8 +188,8 @@ pub fn need(method: Method) -> Need {
         | Method::ControlWatchTransfers
         | Method::ControlListClients
         | Method::ControlGetClient
-        | Method::ControlReadFile
-        | Method::ControlWhoAmI => Need::Role(Role::Viewer),
+        | Method::ControlReadFile => Need::Role(Role::Viewer),
+        Method::ControlWhoAmI => Need::Role(Role::Metrics),
         Method::ControlTriggerDownload
         | Method::ControlCancelTransfer
         | Method::ControlRetryTransfer

@@ -13,7 +13,7 @@ use super::{
     error::Error,
     landing::Landing,
     metrics::Metrics,
-    store::{Store, TransferFilter},
+    store::{Records, TransferFilter},
 };
 use crate::{
     ids::{AttemptId, Digest, TransferId},
@@ -94,9 +94,10 @@ impl fmt::Display for Report {
 }
 
 /// Checks what a store and a landing hold. No server may use them meanwhile.
-pub async fn check(store: Arc<dyn Store>, landing: Landing, scrub: bool) -> Result<Report, Error> {
+pub async fn check(records: Records, landing: Landing, scrub: bool) -> Result<Report, Error> {
     let coordinator = Coordinator::new(Parts {
-        store,
+        store: records.store,
+        credentials: records.credentials,
         landing: Arc::new(landing),
         metrics: Arc::new(Metrics::new()),
         shutdown: Shutdown::new(),

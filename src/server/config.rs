@@ -5,10 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Parser, Subcommand};
 use serde::Deserialize;
 
-use super::{coordinator::Retention, landing::Marks};
+use super::{command::AdminCommand, coordinator::Retention, landing::Marks, tls::OwnCertificate};
 use crate::{
     limits,
-    settings::{self, ConfigError, Picker},
+    settings::{self, ConfigError, Picker, Setting},
     telemetry::LogFormat,
 };
 
@@ -35,6 +35,33 @@ pub enum Command {
     ///
     /// Exit codes: 0 all is well, 1 something is not, 78 bad configuration.
     Check(Check),
+    /// Make this server ask for credentials: an authority, a certificate, and the first operator,
+    /// whose token is printed once, on standard output
+    Init(Init),
+    /// Look at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    #[command(flatten)]
+    Admin(AdminCommand),
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Init {
+    /// What clients and operators call this server: a host name or an address; repeatable. It is
+    /// also known as localhost
+    #[arg(long = "name", value_name = "NAME", required = true)]
+    pub names: Vec<String>,
+    #[command(flatten)]
+    pub args: Args,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print the effective values and where each came from; secrets are masked
+    Check {
+        #[command(flatten)]
+        args: Box<Args>,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +80,19 @@ pub struct Args {
     /// Address to listen on [default: 127.0.0.1:3000, or 127.0.0.1:$PORT]
     #[arg(long, value_name = "ADDR", env = "FTS_LISTEN")]
     pub listen: Option<String>,
+    /// Listen here for operators (gRPC Control, HTTP, dashboard, metrics), and on --listen for clients
+    /// alone [default: one address for both]
+    #[arg(long, value_name = "ADDR", env = "FTS_CONTROL_LISTEN")]
+    pub control_listen: Option<String>,
+    /// The server's certificate and the chain behind it, PEM, if it is not of its own authority
+    #[arg(long, value_name = "FILE", env = "FTS_TLS_CERT")]
+    pub tls_cert: Option<String>,
+    /// Its private key, PEM
+    #[arg(long, value_name = "FILE", env = "FTS_TLS_KEY")]
+    pub tls_key: Option<String>,
+    /// How long certificates of clients last; they renew themselves at two thirds [default: 7d]
+    #[arg(long, value_name = "TIME", env = "FTS_CERTIFICATE_LIFE")]
+    pub certificate_life: Option<String>,
     /// Directory of everything the server keeps (0700) [default: ./fts-data]
     #[arg(long, value_name = "DIR", env = "FTS_DATA_DIR")]
     pub data_dir: Option<String>,
@@ -109,6 +149,10 @@ Exit codes: 0 stopped as asked, 1 failed, 2 usage, 78 bad configuration (every p
 #[allow(clippy::struct_field_names)] // the keys are the flags' names
 struct File {
     listen: Option<String>,
+    control_listen: Option<String>,
+    tls_cert: Option<String>,
+    tls_key: Option<String>,
+    certificate_life: Option<String>,
     data_dir: Option<String>,
     store: Option<String>,
     sink: Option<String>,
@@ -127,6 +171,11 @@ struct File {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     pub listen: SocketAddr,
+    pub control_listen: Option<SocketAddr>,
+    /// There is an authority: TLS and credentials are asked for.
+    pub is_secured: bool,
+    pub own_certificate: Option<OwnCertificate>,
+    pub certificate_life: Duration,
     pub data_dir: PathBuf,
     pub store: String,
     pub sink: PathBuf,
@@ -144,6 +193,49 @@ pub struct Config {
 impl Config {
     /// Checks everything, and returns every problem at once.
     pub fn new(args: Args) -> Result<Self, ConfigError> {
+        Self::picked(args).map(|(config, _)| config)
+    }
+
+    /// Returns the effective values, a line each, with where each came from.
+    pub fn report(args: Args) -> Result<String, ConfigError> {
+        let (config, settings) = Self::picked(args)?;
+        let picked = |name: &str| settings.iter().find(|setting| setting.name == name);
+        let line = |(name, value): (&str, String)| {
+            let origin = picked(name).map_or("default", |setting| setting.origin.as_str());
+            format!("{name:<17} {value:<30} {origin}\n")
+        };
+        Ok(config.shown().into_iter().map(line).collect())
+    }
+
+    /// Each value as it holds. There is no secret among them.
+    fn shown(&self) -> Vec<(&'static str, String)> {
+        let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
+        let time = |time: Duration| humantime::format_duration(time).to_string();
+        let path = |path: &PathBuf| path.display().to_string();
+        let own = self.own_certificate.as_ref();
+        vec![
+            ("listen", self.listen.to_string()),
+            ("control-listen", or_none(self.control_listen.map(|address| address.to_string()))),
+            ("credentials", if self.is_secured { "asked for" } else { "not asked for" }.to_owned()),
+            ("tls-cert", own.map_or_else(|| "its own".to_owned(), |own| path(&own.cert))),
+            ("tls-key", own.map_or_else(|| "its own".to_owned(), |own| path(&own.key))),
+            ("certificate-life", time(self.certificate_life)),
+            ("data-dir", path(&self.data_dir)),
+            ("store", self.store.clone()),
+            ("sink", path(&self.sink)),
+            ("heartbeat", time(self.heartbeat)),
+            ("keep", or_none(self.retention.keep.map(time))),
+            ("keep-bytes", or_none(self.retention.keep_bytes.map(|bytes| bytes.to_string()))),
+            ("disk-low", or_none(self.marks.low.map(|bytes| bytes.to_string()))),
+            ("disk-high", or_none(self.marks.high.map(|bytes| bytes.to_string()))),
+            ("max-uploads", self.uploads_max.to_string()),
+            ("port-file", or_none(self.port_file.as_ref().map(path))),
+            ("insecure", self.insecure.to_string()),
+            ("log-format", format!("{:?}", self.log_format).to_ascii_lowercase()),
+        ]
+    }
+
+    fn picked(args: Args) -> Result<(Self, Vec<Setting>), ConfigError> {
         let mut pick = Picker::new();
         let file: File = pick.take(settings::read_file(args.config.as_deref()));
         let port = pick.pick(("port", None), Some("PORT"), None, port);
@@ -154,6 +246,13 @@ impl Config {
         let listen = listen.unwrap_or(DEFAULT_LISTEN);
         let data_dir = pick.pick(("data-dir", args.data_dir), None, file.data_dir, path);
         let data_dir = data_dir.unwrap_or_else(|| PathBuf::from("fts-data"));
+        let control_listen =
+            pick.pick(("control-listen", args.control_listen), None, file.control_listen, address);
+        let cert = pick.pick(("tls-cert", args.tls_cert), None, file.tls_cert, path);
+        let key = pick.pick(("tls-key", args.tls_key), None, file.tls_key, path);
+        let own_certificate = pick.take(own_certificate(cert, key));
+        let life = ("certificate-life", args.certificate_life);
+        let certificate_life = pick.pick(life, None, file.certificate_life, certificate_life);
         let store = pick.pick(("store", args.store), None, file.store, store_url);
         let sink = pick.pick(("sink", args.sink), None, file.sink, sink_url);
         let heartbeat = pick.pick(("heartbeat", args.heartbeat), None, file.heartbeat, heartbeat);
@@ -174,17 +273,17 @@ impl Config {
         let insecure = insecure.unwrap_or(false);
         let log_format =
             pick.pick(("log-format", args.log_format), None, file.log_format, LogFormat::parse);
-        if !listen.ip().is_loopback() && !insecure {
-            pick.problem(format!(
-                "--listen {listen}: not loopback. This version has no TLS and no credentials, so whoever reaches \
-                 this address could ask for any file that a client allows. Listen on 127.0.0.1, or, in a test \
-                 network, say --insecure"
-            ));
-        }
+        let is_secured = data_dir.join(PKI).join("names").exists();
+        let reach = Reach { listen, control_listen, is_secured, insecure };
+        reach.problems(own_certificate.is_some()).into_iter().for_each(|what| pick.problem(what));
         let config = Self {
             store: store.unwrap_or_else(|| format!("sqlite:{}", data_dir.join("fts.db").display())),
             sink: sink.unwrap_or_else(|| data_dir.join("files")),
             listen,
+            control_listen,
+            is_secured,
+            own_certificate,
+            certificate_life: certificate_life.unwrap_or(limits::CLIENT_CERTIFICATE_LIFE),
             data_dir,
             heartbeat: heartbeat.unwrap_or(limits::HEARTBEAT),
             retention: Retention { keep, keep_bytes },
@@ -195,8 +294,73 @@ impl Config {
             insecure,
             log_format: log_format.unwrap_or_default(),
         };
-        pick.finish(config)
+        let settings = pick.settings().to_vec();
+        pick.finish((config, settings))
     }
+}
+
+/// The authority's directory, in the data directory.
+pub const PKI: &str = "pki";
+/// The server's own socket, in the data directory.
+pub const SOCKET: &str = "admin.sock";
+
+/// Who could reach the server, and with what.
+struct Reach {
+    listen: SocketAddr,
+    control_listen: Option<SocketAddr>,
+    is_secured: bool,
+    insecure: bool,
+}
+
+impl Reach {
+    fn problems(&self, has_own_certificate: bool) -> Vec<String> {
+        if self.is_secured && self.insecure {
+            return vec![
+                "--insecure: this data directory has an authority, so TLS and credentials are \
+                 asked for; leave --insecure away"
+                    .to_owned(),
+            ];
+        }
+        if self.is_secured || self.insecure {
+            return Vec::new();
+        }
+        let mut problems = Vec::new();
+        if has_own_certificate {
+            problems.push(
+                "--tls-cert: without credentials TLS protects nobody; run fts-server init first"
+                    .to_owned(),
+            );
+        }
+        let listens = [("--listen", Some(self.listen)), ("--control-listen", self.control_listen)];
+        for (name, address) in listens {
+            if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+                problems.push(format!(
+                    "{name} {address}: not loopback, and whoever reaches this address could ask \
+                     for any file that a client allows. Run fts-server init --name NAME, which \
+                     makes TLS and credentials; or, in a test network, say --insecure"
+                ));
+            }
+        }
+        problems
+    }
+}
+
+fn own_certificate(
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Option<OwnCertificate>, ConfigError> {
+    match (cert, key) {
+        (Some(cert), Some(key)) => Ok(Some(OwnCertificate { cert, key })),
+        (None, None) => Ok(None),
+        (Some(_), None) => Err("--tls-cert: say --tls-key too".to_owned().into()),
+        (None, Some(_)) => Err("--tls-key: say --tls-cert too".to_owned().into()),
+    }
+}
+
+fn certificate_life(text: &str) -> Result<Duration, String> {
+    let life = settings::duration(text)?;
+    let (min, max) = (limits::CLIENT_CERTIFICATE_LIFE_MIN, limits::CLIENT_CERTIFICATE_LIFE_MAX);
+    if (min..=max).contains(&life) { Ok(life) } else { Err(format!("must be {min:?} to {max:?}")) }
 }
 
 const DEFAULT_LISTEN: SocketAddr =

@@ -8,11 +8,13 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
 use super::{
-    coordinator::{Content, Coordinator},
+    access::Role,
+    coordinator::Content,
+    desk::{Desk, Served},
     error::Error,
     file_stream::FileStream,
+    gate::Caller,
     page::Page,
-    view::{ClientView, TransferView},
 };
 use crate::{
     chunk::crc32c,
@@ -28,13 +30,17 @@ use crate::{
 
 /// The service `fts.v1.Control`.
 pub struct ControlApi {
-    coordinator: Arc<Coordinator>,
+    desk: Arc<Desk>,
     watches: Arc<Semaphore>,
 }
 
 impl ControlApi {
-    pub fn new(coordinator: Arc<Coordinator>) -> Self {
-        Self { coordinator, watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)) }
+    pub fn new(desk: Arc<Desk>) -> Self {
+        Self { desk, watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)) }
+    }
+
+    fn serve<T>(&self, request: &Request<T>) -> Result<Served, Status> {
+        self.desk.serve(request.extensions()).map_err(Error::into_status)
     }
 }
 
@@ -47,8 +53,9 @@ impl Control for ControlApi {
         &self,
         request: Request<proto::TriggerDownloadRequest>,
     ) -> Answer<proto::TriggerDownloadResponse> {
+        let desk = self.serve(&request)?;
         let ask = request.into_inner().try_into().map_err(malformed)?;
-        let view = self.coordinator.trigger(ask).await.map_err(Error::into_status)?;
+        let view = desk.trigger(ask).await.map_err(Error::into_status)?;
         Ok(Response::new(proto::TriggerDownloadResponse { transfer: Some(view.into()) }))
     }
 
@@ -57,7 +64,7 @@ impl Control for ControlApi {
         request: Request<proto::GetTransferRequest>,
     ) -> Answer<proto::GetTransferResponse> {
         let id = transfer_id(&request.get_ref().transfer_id)?;
-        let view = self.coordinator.transfer(id).await.map_err(Error::into_status)?;
+        let view = self.serve(&request)?.transfer(id).await.map_err(Error::into_status)?;
         Ok(Response::new(proto::GetTransferResponse { transfer: Some(view.into()) }))
     }
 
@@ -65,13 +72,13 @@ impl Control for ControlApi {
         &self,
         request: Request<proto::ListTransfersRequest>,
     ) -> Answer<proto::ListTransfersResponse> {
+        let desk = self.serve(&request)?;
         let ask = request.into_inner();
         let filter = control::filter(&ask.client_id, ask.state).map_err(malformed)?;
         let page = Page::<TransferId>::parse(ask.page_size, &ask.page_token)
             .map_err(Error::into_status)?;
-        let views = self.coordinator.transfers(&filter, page.after, page.limit()).await;
-        let mut views = views.map_err(Error::into_status)?;
-        let next_page_token = page.cut(&mut views, |view| &view.transfer.id, TransferView::bytes);
+        let listed = desk.transfers(&filter, &page).await;
+        let (views, next_page_token) = listed.map_err(Error::into_status)?;
         let transfers = views.into_iter().map(Into::into).collect();
         Ok(Response::new(proto::ListTransfersResponse { transfers, next_page_token }))
     }
@@ -82,9 +89,10 @@ impl Control for ControlApi {
         &self,
         request: Request<proto::WatchTransfersRequest>,
     ) -> Answer<Self::WatchTransfersStream> {
+        let desk = self.serve(&request)?;
         let query = request.into_inner().try_into().map_err(malformed)?;
         let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many())?;
-        let watch = self.coordinator.watch(query).await.map_err(Error::into_status)?;
+        let watch = desk.watch(query).await.map_err(Error::into_status)?;
         let items = watch.map(move |item| {
             // Held for as long as the stream is.
             let _ = &permit;
@@ -98,7 +106,7 @@ impl Control for ControlApi {
         request: Request<proto::CancelTransferRequest>,
     ) -> Answer<proto::CancelTransferResponse> {
         let id = transfer_id(&request.get_ref().transfer_id)?;
-        let view = self.coordinator.cancel(id).await.map_err(Error::into_status)?;
+        let view = self.serve(&request)?.cancel(id).await.map_err(Error::into_status)?;
         Ok(Response::new(proto::CancelTransferResponse { transfer: Some(view.into()) }))
     }
 
@@ -107,7 +115,7 @@ impl Control for ControlApi {
         request: Request<proto::RetryTransferRequest>,
     ) -> Answer<proto::RetryTransferResponse> {
         let id = transfer_id(&request.get_ref().transfer_id)?;
-        let view = self.coordinator.retry(id).await.map_err(Error::into_status)?;
+        let view = self.serve(&request)?.retry(id).await.map_err(Error::into_status)?;
         Ok(Response::new(proto::RetryTransferResponse { transfer: Some(view.into()) }))
     }
 
@@ -116,7 +124,7 @@ impl Control for ControlApi {
         request: Request<proto::PauseTransferRequest>,
     ) -> Answer<proto::PauseTransferResponse> {
         let id = transfer_id(&request.get_ref().transfer_id)?;
-        let view = self.coordinator.pause(id).await.map_err(Error::into_status)?;
+        let view = self.serve(&request)?.pause(id).await.map_err(Error::into_status)?;
         Ok(Response::new(proto::PauseTransferResponse { transfer: Some(view.into()) }))
     }
 
@@ -125,7 +133,7 @@ impl Control for ControlApi {
         request: Request<proto::ResumeTransferRequest>,
     ) -> Answer<proto::ResumeTransferResponse> {
         let id = transfer_id(&request.get_ref().transfer_id)?;
-        let view = self.coordinator.resume(id).await.map_err(Error::into_status)?;
+        let view = self.serve(&request)?.resume(id).await.map_err(Error::into_status)?;
         Ok(Response::new(proto::ResumeTransferResponse { transfer: Some(view.into()) }))
     }
 
@@ -134,7 +142,7 @@ impl Control for ControlApi {
         request: Request<proto::DeleteTransferRequest>,
     ) -> Answer<proto::DeleteTransferResponse> {
         let id = transfer_id(&request.get_ref().transfer_id)?;
-        let view = self.coordinator.delete(id).await.map_err(Error::into_status)?;
+        let view = self.serve(&request)?.delete(id).await.map_err(Error::into_status)?;
         Ok(Response::new(proto::DeleteTransferResponse { transfer: Some(view.into()) }))
     }
 
@@ -142,13 +150,11 @@ impl Control for ControlApi {
         &self,
         request: Request<proto::ListClientsRequest>,
     ) -> Answer<proto::ListClientsResponse> {
+        let desk = self.serve(&request)?;
         let ask = request.into_inner();
         let page =
             Page::<ClientId>::parse(ask.page_size, &ask.page_token).map_err(Error::into_status)?;
-        let views = self.coordinator.clients(page.after.as_ref(), page.limit()).await;
-        let mut views = views.map_err(Error::into_status)?;
-        let next_page_token =
-            page.cut(&mut views, |view| &view.record.opening.client, ClientView::bytes);
+        let (views, next_page_token) = desk.clients(&page).await.map_err(Error::into_status)?;
         let clients = views.into_iter().map(Into::into).collect();
         Ok(Response::new(proto::ListClientsResponse { clients, next_page_token }))
     }
@@ -158,15 +164,27 @@ impl Control for ControlApi {
         request: Request<proto::GetClientRequest>,
     ) -> Answer<proto::GetClientResponse> {
         let id = request.get_ref().client_id.parse().map_err(malformed)?;
-        let view = self.coordinator.client(&id).await.map_err(Error::into_status)?;
+        let view = self.serve(&request)?.client(&id).await.map_err(Error::into_status)?;
         Ok(Response::new(proto::GetClientResponse { client: Some(view.into()) }))
     }
 
     async fn who_am_i(
         &self,
-        _request: Request<proto::WhoAmIRequest>,
+        request: Request<proto::WhoAmIRequest>,
     ) -> Answer<proto::WhoAmIResponse> {
-        Ok(Response::new(proto::WhoAmIResponse::default()))
+        let desk = self.serve(&request)?;
+        desk.note_login().await.map_err(Error::into_status)?;
+        let mut answer = proto::WhoAmIResponse {
+            role: proto::Role::from(Role::Admin).into(),
+            ..Default::default()
+        };
+        if let Caller::Operator(operator) = desk.caller() {
+            operator.name.as_str().clone_into(&mut answer.name);
+            answer.role = proto::Role::from(operator.role).into();
+            answer.scope = Some(operator.scope.clone().into());
+            answer.expire_time = operator.expires.map(control::timestamp);
+        }
+        Ok(Response::new(answer))
     }
 
     type ReadFileStream = Answers<proto::ReadFileResponse>;
@@ -175,11 +193,13 @@ impl Control for ControlApi {
         &self,
         request: Request<proto::ReadFileRequest>,
     ) -> Answer<Self::ReadFileStream> {
+        let desk = self.serve(&request)?;
         let ask = request.into_inner();
         let id = transfer_id(&ask.transfer_id)?;
-        let content = self.coordinator.content(id).await.map_err(Error::into_status)?;
+        let content = desk.content(id).await.map_err(Error::into_status)?;
         let range = range(&ask, content.size)?;
-        Ok(Response::new(file_messages(content, range)))
+        let messages = desk.until_over(file_messages(content, range), Error::into_status);
+        Ok(Response::new(Box::pin(messages)))
     }
 }
 

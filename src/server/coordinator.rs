@@ -17,7 +17,7 @@ use super::{
     landing::{Landing, LandingError},
     metrics::Metrics,
     sessions::Sessions,
-    store::{Applied, Created, Store, TransferFilter},
+    store::{Applied, Created, Store, TransferFilter, credentials::Credentials},
     uploads::Uploads,
     view::{ClientView, TransferView},
 };
@@ -34,6 +34,7 @@ mod begin;
 mod disk;
 mod log;
 mod repair;
+mod revoke;
 mod standing;
 mod watch;
 
@@ -55,6 +56,7 @@ pub struct Retention {
 /// What the coordinator is made of.
 pub struct Parts {
     pub store: Arc<dyn Store>,
+    pub credentials: Arc<dyn Credentials>,
     pub landing: Arc<Landing>,
     pub metrics: Arc<Metrics>,
     pub shutdown: Shutdown,
@@ -69,6 +71,7 @@ type DiskWaits = HashMap<TransferId, DiskWait>;
 
 pub struct Coordinator {
     pub(super) store: Arc<dyn Store>,
+    pub(super) credentials: Arc<dyn Credentials>,
     pub(super) landing: Arc<Landing>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) shutdown: Shutdown,
@@ -94,6 +97,7 @@ impl Coordinator {
     pub fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             store: parts.store,
+            credentials: parts.credentials,
             landing: parts.landing,
             metrics: parts.metrics,
             shutdown: parts.shutdown,

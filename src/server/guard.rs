@@ -8,16 +8,15 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use axum::{
-    Router,
-    extract::{Request, State},
-    http::{HeaderMap, Uri, header},
-    middleware::{Next, from_fn_with_state},
-    response::{IntoResponse as _, Response},
-};
+use axum::http::{HeaderMap, Uri, header};
 
-use super::http_api::Problem;
-use crate::status::{self, Reason};
+/// What is asked of a request's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rules {
+    ClearText(ClearText),
+    /// In TLS, with credentials: from anywhere, but not from another site's page.
+    Tls,
+}
 
 /// What is asked of a request in clear text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +25,12 @@ pub enum ClearText {
     LoopbackOnly,
     /// `--insecure`: from anywhere, but not from another site's page.
     Insecure,
+}
+
+impl From<ClearText> for Rules {
+    fn from(rules: ClearText) -> Self {
+        Self::ClearText(rules)
+    }
 }
 
 /// Why a request is refused; for people.
@@ -46,24 +51,9 @@ pub enum Refusal {
     Origin,
 }
 
-/// Puts the guard before all of `app`: gRPC, HTTP and fallback.
-pub fn guarded(app: Router, rules: ClearText) -> Router {
-    app.layer(from_fn_with_state(rules, guard))
-}
-
-async fn guard(State(rules): State<ClearText>, request: Request, next: Next) -> Response {
-    match check(rules, request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(refusal) => {
-            tracing::debug!(%refusal, "refused a request in clear text");
-            refuse(refusal, request.headers())
-        }
-    }
-}
-
 /// Decides by a request's head.
-pub fn check(rules: ClearText, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
-    if rules == ClearText::LoopbackOnly {
+pub fn check(rules: Rules, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+    if rules == Rules::ClearText(ClearText::LoopbackOnly) {
         let host = host(uri, headers).and_then(Host::parse).ok_or(Refusal::Host)?;
         if !host.is_loopback() {
             return Err(Refusal::Host);
@@ -114,13 +104,13 @@ fn tells_of_proxy(header: &str) -> bool {
 }
 
 /// Whether a page of `origin` is a page of the server that the request calls `host`.
-fn is_own_origin(rules: ClearText, origin: &str, host: &str) -> bool {
+fn is_own_origin(rules: Rules, origin: &str, host: &str) -> bool {
     // "null", of a sandbox, a file, or a redirect from elsewhere, has no scheme.
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     // A proxy in front of an insecure server may speak TLS with the browser.
     let port = match scheme {
-        "http" => 80,
-        "https" if rules == ClearText::Insecure => 443,
+        "http" if rules != Rules::Tls => 80,
+        "https" if rules != Rules::ClearText(ClearText::LoopbackOnly) => 443,
         _ => return false,
     };
     let (Some(origin), Some(host)) = (Host::parse(authority), Host::parse(host)) else {
@@ -128,8 +118,10 @@ fn is_own_origin(rules: ClearText, origin: &str, host: &str) -> bool {
     };
     let same_port = origin.port.unwrap_or(port) == host.port.unwrap_or(port);
     let same_name = match rules {
-        ClearText::LoopbackOnly => origin.is_loopback() && host.is_loopback(),
-        ClearText::Insecure => origin.name.eq_ignore_ascii_case(host.name),
+        Rules::ClearText(ClearText::LoopbackOnly) => origin.is_loopback() && host.is_loopback(),
+        Rules::ClearText(ClearText::Insecure) | Rules::Tls => {
+            origin.name.eq_ignore_ascii_case(host.name)
+        }
     };
     same_port && same_name
 }
@@ -180,16 +172,6 @@ fn parse_port(text: &str) -> Option<u16> {
     text.parse().ok().filter(|&port| digits && port != 0)
 }
 
-/// Answers in the language of the question.
-fn refuse(refusal: Refusal, headers: &HeaderMap) -> Response {
-    let text = refusal.to_string();
-    if is_grpc(headers) {
-        status::status(Reason::NotLocal, text).into_http()
-    } else {
-        Problem::new(Reason::NotLocal, text).into_response()
-    }
-}
-
 pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(header::CONTENT_TYPE)
@@ -198,23 +180,18 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use axum::{
-        body::{Body, to_bytes},
-        http::{HeaderName, HeaderValue, StatusCode},
-        routing::post,
-    };
-    use tower::ServiceExt as _;
+    use axum::http::{HeaderName, HeaderValue};
 
     use super::*;
 
     type Headers = &'static [(&'static str, &'static str)];
 
-    fn decide(rules: ClearText, uri: &str, headers: Headers) -> Result<(), Refusal> {
+    fn decide(rules: impl Into<Rules>, uri: &str, headers: Headers) -> Result<(), Refusal> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
         }
-        check(rules, &uri.parse().expect("a URI"), &map)
+        check(rules.into(), &uri.parse().expect("a URI"), &map)
     }
 
     const LOOPBACK: &[&str] = &[
@@ -380,6 +357,24 @@ mod tests {
     }
 
     #[test]
+    fn in_tls_pages_of_other_sites_and_of_clear_text_are_refused() {
+        const H: (&str, &str) = ("host", "fts.example.com:3000");
+        let cases: &[(Headers, bool)] = &[
+            (&[H], true),
+            (&[H, ("via", "1.1 proxy")], true),
+            (&[H, ("origin", "https://fts.example.com:3000")], true),
+            (&[H, ("origin", "http://fts.example.com:3000")], false),
+            (&[H, ("origin", "https://fts.example.com")], false),
+            (&[H, ("origin", "https://example.com:3000")], false),
+            (&[H, ("origin", "null")], false),
+            (&[H, ("sec-fetch-site", "cross-site")], false),
+        ];
+        for (headers, is_good) in cases {
+            assert_eq!(decide(Rules::Tls, "/", headers).is_ok(), *is_good, "{headers:?}");
+        }
+    }
+
+    #[test]
     fn insecure_still_refuses_pages_of_other_sites() {
         const OK: Result<(), Refusal> = Ok(());
         const ORIGIN: Result<(), Refusal> = Err(Refusal::Origin);
@@ -409,43 +404,5 @@ mod tests {
             let got = decide(ClearText::Insecure, uri, headers);
             assert_eq!(got, *expected, "{uri} {headers:?}");
         }
-    }
-
-    fn app() -> Router {
-        let app = Router::new().route("/x", post(|| async { "answered" }));
-        guarded(app.fallback(|| async { "fallback" }), ClearText::LoopbackOnly)
-    }
-
-    #[tokio::test]
-    async fn a_refusal_over_http_is_a_problem_and_covers_the_fallback() {
-        for path in ["/x", "/nowhere"] {
-            let request = Request::post(path).header("host", "evil.com").body(Body::empty());
-            let response = app().oneshot(request.expect("valid")).await.expect("infallible");
-            assert_eq!(response.status(), StatusCode::FORBIDDEN);
-            assert_eq!(response.headers()["content-type"], "application/problem+json");
-            let body = to_bytes(response.into_body(), 4096).await.expect("read");
-            let problem: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
-            assert_eq!(problem["code"], "NOT_LOCAL");
-            assert_eq!(problem["status"], 403);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_refusal_over_grpc_is_a_status_with_our_reason() {
-        let request = Request::post("http://evil.com/x").header("content-type", "application/grpc");
-        let request = request.body(Body::empty()).expect("valid");
-        let response = app().oneshot(request).await.expect("infallible");
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["content-type"], "application/grpc");
-        let status = tonic::Status::from_header_map(response.headers()).expect("a status");
-        assert_eq!(status.code(), tonic::Code::PermissionDenied);
-        assert_eq!(status::reason(&status), Some(Reason::NotLocal));
-    }
-
-    #[tokio::test]
-    async fn a_request_of_this_machine_is_answered() {
-        let request = Request::post("/x").header("host", "localhost:3000").body(Body::empty());
-        let response = app().oneshot(request.expect("valid")).await.expect("infallible");
-        assert_eq!(response.status(), StatusCode::OK);
     }
 }

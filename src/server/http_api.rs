@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    Router,
+    Extension, Router,
     extract::{DefaultBodyLimit, Request, State},
     http::{HeaderMap, HeaderValue, StatusCode, Uri, header},
     response::{IntoResponse, Response},
@@ -18,11 +18,14 @@ use serde::Deserialize;
 use tower_http::set_header::SetResponseHeaderLayer;
 
 use super::{
-    coordinator::{Coordinator, Readiness},
+    access::{Need, Role, need as need_of},
+    coordinator::Readiness,
+    desk::Desk,
+    gate::Caller,
     guard,
     metrics::{self, Metrics},
 };
-use crate::{limits, status::Reason};
+use crate::{limits, status::Reason, wire::method::Method};
 
 mod clients;
 mod content;
@@ -38,17 +41,23 @@ pub use problem::Problem;
 /// What the handlers share.
 #[derive(Clone)]
 struct Api {
-    coordinator: Arc<Coordinator>,
+    desk: Arc<Desk>,
     metrics: Arc<Metrics>,
+}
+
+impl AsRef<Arc<Desk>> for Api {
+    fn as_ref(&self) -> &Arc<Desk> {
+        &self.desk
+    }
 }
 
 /// Returns the HTTP routes, to be merged with those of gRPC. No timeout is over them: a `?wait`
 /// lasts minutes, and a large file for as long as its reader takes.
-pub fn router(coordinator: Arc<Coordinator>, metrics: Arc<Metrics>) -> Router {
+pub fn router(desk: Arc<Desk>, metrics: Arc<Metrics>) -> Router {
     let routes = ROUTES
         .iter()
-        .fold(Router::new(), |router, (_, path, handler)| router.route(path, handler()));
-    finished(routes).with_state(Api { coordinator, metrics })
+        .fold(Router::new(), |router, (_, path, _, handler)| router.route(path, handler()));
+    finished(routes).with_state(Api { desk, metrics })
 }
 
 /// Answers what no route takes, of gRPC or HTTP.
@@ -62,28 +71,66 @@ pub fn fallback(request: Request) -> Ready<Response> {
     })
 }
 
-/// Method, path, handler.
-type Route = (&'static str, &'static str, fn() -> MethodRouter<Api>);
+/// Method, path, what it needs, handler.
+type Route = (&'static str, &'static str, Door, fn() -> MethodRouter<Api>);
+
+/// What a route needs.
+#[derive(Debug, Clone, Copy)]
+enum Door {
+    /// Nothing: a bare status.
+    Free,
+    /// What this method needs, which does the same.
+    As(Method),
+    Role(Role),
+}
 
 /// Every route, as `openapi.json` has it.
-const ROUTES: &[Route] = &[
-    ("get", "/", || get(index)),
-    ("get", "/healthz", || get(healthz)),
-    ("get", "/readyz", || get(readyz)),
-    ("get", "/metrics", || get(metrics_text)),
-    ("get", "/openapi.json", || get(openapi)),
-    ("get", "/clients", || get(clients::list)),
-    ("get", "/clients/{id}", || get(clients::one)),
-    ("post", "/download/{client_id}", || post(download::download)),
-    ("get", "/transfers", || get(transfers::list)),
-    ("get", "/transfers/{id}", || get(transfers::one)),
-    ("delete", "/transfers/{id}", || delete(transfers::remove)),
-    ("post", "/transfers/{id}/cancel", || post(transfers::cancel)),
-    ("post", "/transfers/{id}/retry", || post(transfers::retry)),
-    ("post", "/transfers/{id}/pause", || post(transfers::pause)),
-    ("post", "/transfers/{id}/resume", || post(transfers::resume)),
-    ("get", "/transfers/{id}/content", || get(content::content)),
-];
+const ROUTES: &[Route] = {
+    use Door::{As, Free};
+    const VIEWER: Door = Door::Role(Role::Viewer);
+    &[
+        ("get", "/", VIEWER, || get(index)),
+        ("get", "/healthz", Free, || get(healthz)),
+        ("get", "/readyz", Free, || get(readyz)),
+        ("get", "/metrics", Door::Role(Role::Metrics), || get(metrics_text)),
+        ("get", "/openapi.json", VIEWER, || get(openapi)),
+        ("get", "/clients", As(Method::ControlListClients), || get(clients::list)),
+        ("get", "/clients/{id}", As(Method::ControlGetClient), || get(clients::one)),
+        ("post", "/download/{client_id}", As(Method::ControlTriggerDownload), || {
+            post(download::download)
+        }),
+        ("get", "/transfers", As(Method::ControlListTransfers), || get(transfers::list)),
+        ("get", "/transfers/{id}", As(Method::ControlGetTransfer), || get(transfers::one)),
+        ("delete", "/transfers/{id}", As(Method::ControlDeleteTransfer), || {
+            delete(transfers::remove)
+        }),
+        ("post", "/transfers/{id}/cancel", As(Method::ControlCancelTransfer), || {
+            post(transfers::cancel)
+        }),
+        ("post", "/transfers/{id}/retry", As(Method::ControlRetryTransfer), || {
+            post(transfers::retry)
+        }),
+        ("post", "/transfers/{id}/pause", As(Method::ControlPauseTransfer), || {
+            post(transfers::pause)
+        }),
+        ("post", "/transfers/{id}/resume", As(Method::ControlResumeTransfer), || {
+            post(transfers::resume)
+        }),
+        ("get", "/transfers/{id}/content", As(Method::ControlReadFile), || get(content::content)),
+    ]
+};
+
+/// Returns what a request for this route needs; `None` if there is no such route.
+pub(super) fn need(method: &http::Method, matched: &str) -> Option<Need> {
+    // A HEAD is answered as a GET is.
+    let method = if method == http::Method::HEAD { "GET" } else { method.as_str() };
+    let is_it = |(name, path, ..): &&Route| name.eq_ignore_ascii_case(method) && *path == matched;
+    ROUTES.iter().find(is_it).map(|(_, _, door, _)| match door {
+        Door::Free => Need::Nothing,
+        Door::As(method) => need_of(*method),
+        Door::Role(role) => Need::Role(*role),
+    })
+}
 
 fn method_not_allowed() -> Ready<Problem> {
     let text = "this path takes other methods; see Allow";
@@ -141,8 +188,14 @@ struct Verbosity {
     verbose: Option<String>,
 }
 
-async fn readyz(State(api): State<Api>, Params(query): Params<Verbosity>) -> (StatusCode, String) {
-    readiness_text(&api.coordinator.readiness().await, query.verbose.is_some())
+/// Who shows no credentials, where they are asked for, gets a bare status.
+async fn readyz(
+    State(api): State<Api>,
+    Params(query): Params<Verbosity>,
+    caller: Option<Extension<Caller>>,
+) -> (StatusCode, String) {
+    let verbose = query.verbose.is_some() && caller.is_some();
+    readiness_text(&api.desk.coordinator.readiness().await, verbose)
 }
 
 fn readiness_text(readiness: &Readiness, verbose: bool) -> (StatusCode, String) {
@@ -160,7 +213,7 @@ fn readiness_text(readiness: &Readiness, verbose: bool) -> (StatusCode, String) 
 }
 
 async fn metrics_text(State(api): State<Api>) -> Result<Response, Problem> {
-    match api.coordinator.counts().await {
+    match api.desk.coordinator.counts().await {
         Ok(counts) => {
             api.metrics.set_transfers(&counts.transfers);
             api.metrics.set_clients(&counts.clients);
@@ -225,7 +278,8 @@ mod tests {
                 methods.map(move |method| (method.as_str(), path.as_str()))
             })
             .collect();
-        let routes: BTreeSet<_> = ROUTES.iter().map(|(method, path, _)| (*method, *path)).collect();
+        let routes: BTreeSet<_> =
+            ROUTES.iter().map(|(method, path, ..)| (*method, *path)).collect();
         assert_eq!(documented, routes);
     }
 

@@ -12,6 +12,7 @@ use tonic::Streaming;
 
 use super::{
     arrived::Arrived,
+    authority::ClientCertificate,
     coordinator::{Begun, Coordinator, attempt_of},
     error::Error,
     landing::Whole,
@@ -49,12 +50,14 @@ pub async fn receive(
     coordinator: Arc<Coordinator>,
     mut stream: Streaming<UploadFileRequest>,
     arrived: Arrived,
+    certificate: Option<Arc<ClientCertificate>>,
 ) -> Result<(Header, Received), Error> {
     let Next::Message(Upload::Header(header)) = next(&mut stream, limits::UPLOAD_STALL).await?
     else {
         return Err(out_of_order("an upload begins with its Header"));
     };
-    let Begun { entered, transfer, unrecorded } = coordinator.begin(&header).await?;
+    let begun = coordinator.begin(&header, certificate.as_deref()).await?;
+    let Begun { entered, transfer, unrecorded } = begun;
     entered.watch(arrived.clone());
     let span = tracing::Span::current();
     span.record("transfer_id", tracing::field::display(transfer.id));

@@ -1,27 +1,34 @@
-//! Accepted connections: as many as the server holds, cut when they say nothing or when it aborts.
-//! Accept errors (such as too many open files) pause the loop instead of spinning it.
+//! Accepted connections: as many as the server holds, TLS where it is spoken, and nobody for longer
+//! than it takes to show who he is. Accept errors (such as too many open files) pause the loop
+//! instead of spinning it.
 
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpSocket, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream, UnixListener},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Sleep, sleep},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout_at},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
-use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::{limits, shutdown::Shutdown};
+use super::{
+    authority::ClientCertificate,
+    connection::{Connection, Held, KnownBy, Peer, Stream, Surface},
+    preauth::PreAuth,
+    tls::Tls,
+};
+use crate::{ids::ClientId, limits, shutdown::Shutdown};
 
 /// Listens on `address`, with a queue for a fleet that comes at once.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -32,33 +39,232 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(limits::LISTEN_QUEUE_MAX)
 }
 
-/// Accepts connections until the server drains.
-pub fn accept(
-    listener: TcpListener,
-    shutdown: &Shutdown,
-) -> ReceiverStream<io::Result<Connection>> {
-    let (accepted, stream) = mpsc::channel(1);
-    let places = Arc::new(Semaphore::new(places()));
-    let (draining, abort) = (shutdown.draining().clone(), shutdown.aborting().clone());
-    let run = async move {
-        let accept = async {
-            loop {
-                // Never closed, so there is always a place in the end.
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-                let connection = next(&listener, place, &abort).await;
-                if accepted.send(Ok(connection)).await.is_err() {
-                    return;
-                }
+/// Listens on a socket that only its owner may open. What an earlier life left there is replaced:
+/// the lock of the data directory says that nobody else is there.
+pub fn listen_socket(path: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+        _ => {}
+    }
+    // Between the two calls the directory (0700) keeps others out.
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// What the listeners of one server share.
+pub(super) struct Reception {
+    tls: Option<Arc<Tls>>,
+    places: Arc<Semaphore>,
+    preauth: Arc<PreAuth>,
+    clients: Arc<Clients>,
+    shutdown: Shutdown,
+}
+
+impl Reception {
+    pub(super) fn new(tls: Option<Arc<Tls>>, shutdown: &Shutdown) -> Arc<Self> {
+        let places = places();
+        Arc::new(Self {
+            tls,
+            places: Arc::new(Semaphore::new(places)),
+            preauth: PreAuth::new(limits::UNKNOWN_CONNECTIONS_MAX.min(places / 4)),
+            clients: Arc::default(),
+            shutdown: shutdown.clone(),
+        })
+    }
+
+    /// Accepts connections until the server drains.
+    pub(super) fn accept(
+        self: &Arc<Self>,
+        listener: TcpListener,
+        surface: Surface,
+    ) -> ReceiverStream<io::Result<Connection>> {
+        let (accepted, stream) = mpsc::channel(1);
+        let this = Arc::clone(self);
+        let run = async move {
+            let draining = this.shutdown.draining().clone();
+            tokio::select! {
+                () = draining.cancelled() => {}
+                () = this.accept_all(&listener, surface, accepted) => {}
             }
         };
-        tokio::select! {
-            () = draining.cancelled() => {}
-            () = accept => {}
+        // It ends with the drain, and the shutdown waits for it.
+        drop(self.shutdown.spawn(run));
+        ReceiverStream::new(stream)
+    }
+
+    async fn accept_all(
+        &self,
+        listener: &TcpListener,
+        surface: Surface,
+        accepted: mpsc::Sender<io::Result<Connection>>,
+    ) {
+        // Ended with this future.
+        let mut greeted = JoinSet::new();
+        loop {
+            // Never closed, so there is always a place in the end.
+            let Ok(place) = Arc::clone(&self.places).acquire_owned().await else { return };
+            let (stream, address) = next(listener).await;
+            let greeting = self.greeting(stream, address, surface, place);
+            let accepted = accepted.clone();
+            greeted.spawn(async move {
+                if let Some(connection) = greeting.await {
+                    // Without a receiver the server is ending.
+                    drop(accepted.send(Ok(connection)).await);
+                }
+            });
+            while greeted.try_join_next().is_some() {}
         }
+    }
+
+    /// Returns what makes a connection of a socket: at once in clear, after a handshake in TLS.
+    fn greeting(
+        &self,
+        stream: TcpStream,
+        address: SocketAddr,
+        surface: Surface,
+        place: OwnedSemaphorePermit,
+    ) -> impl Future<Output = Option<Connection>> + Send + 'static {
+        let cut = self.shutdown.aborting().child_token();
+        let entry = self.preauth.enter(address.ip(), cut.clone());
+        let mut peer = Peer::unknown(surface, address.to_string(), entry);
+        let until = Instant::now() + limits::KNOWN_WITHIN;
+        let tls = self.tls.clone();
+        let clients = Arc::clone(&self.clients);
+        async move {
+            let mut held = Held { _place: Some(place), of_client: None };
+            let aborted = cut.clone().cancelled_owned();
+            let Some(tls) = tls else {
+                let deadline = Some(sleep_until(until));
+                let by = KnownBy::FirstByte;
+                return Some(Connection::new(
+                    Stream::Clear(stream),
+                    peer,
+                    by,
+                    deadline,
+                    aborted,
+                    held,
+                ));
+            };
+            let handshake = TlsAcceptor::from(tls.config()).accept(stream);
+            let shaken = tokio::select! {
+                shaken = timeout_at(until, handshake) => shaken,
+                () = cut.cancelled() => return None,
+            };
+            let stream = match shaken {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(err)) => {
+                    tracing::debug!(%address, error = %err, "a TLS handshake failed");
+                    return None;
+                }
+                Err(_) => return None,
+            };
+            let certificate = certificate(&tls, &stream, address)?;
+            if let Some(certificate) = certificate {
+                held.of_client = Some(clients.enter(&certificate.client)?);
+                peer.certificate = Some(Arc::new(certificate));
+            }
+            let (deadline, by) = (Some(sleep_until(until)), KnownBy::Credentials);
+            let stream = Stream::Tls(Box::new(stream));
+            Some(Connection::new(stream, peer, by, deadline, aborted, held))
+        }
+    }
+
+    /// Accepts connections to the server's own socket until it drains.
+    pub(super) fn accept_socket(
+        self: &Arc<Self>,
+        listener: UnixListener,
+    ) -> ReceiverStream<io::Result<Connection>> {
+        let (accepted, stream) = mpsc::channel(1);
+        let (draining, abort) =
+            (self.shutdown.draining().clone(), self.shutdown.aborting().clone());
+        let run = async move {
+            let accept = async {
+                loop {
+                    let stream = match listener.accept().await {
+                        Ok((stream, _)) => stream,
+                        Err(err) => {
+                            tracing::warn!(error = %err, "could not accept a local connection");
+                            sleep(ACCEPT_PAUSE).await;
+                            continue;
+                        }
+                    };
+                    let peer = Peer::new(Surface::Socket, "socket".to_owned());
+                    let cut = abort.clone().cancelled_owned();
+                    let held = Held { _place: None, of_client: None };
+                    let (stream, by) = (Stream::Socket(stream), KnownBy::FirstByte);
+                    let connection = Connection::new(stream, peer, by, None, cut, held);
+                    if accepted.send(Ok(connection)).await.is_err() {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                () = draining.cancelled() => {}
+                () = accept => {}
+            }
+        };
+        drop(self.shutdown.spawn(run));
+        ReceiverStream::new(stream)
+    }
+}
+
+/// Returns whom the certificate of a connection names: nobody if it showed none. `None`: it showed
+/// one that is of our authority, and names no client; such a connection is let go.
+#[allow(clippy::option_option)]
+fn certificate(
+    tls: &Tls,
+    stream: &tokio_rustls::server::TlsStream<TcpStream>,
+    address: SocketAddr,
+) -> Option<Option<ClientCertificate>> {
+    let (_, session) = stream.get_ref();
+    let Some(leaf) = session.peer_certificates().and_then(<[_]>::first) else {
+        return Some(None);
     };
-    // It ends with the drain, and the shutdown waits for it.
-    drop(shutdown.spawn(run));
-    ReceiverStream::new(stream)
+    match tls.authority().identify(leaf) {
+        Ok(certificate) => Some(Some(certificate)),
+        Err(err) => {
+            tracing::info!(%address, error = %err, "refused a certificate");
+            None
+        }
+    }
+}
+
+/// How many connections each client has.
+#[derive(Debug, Default)]
+struct Clients(Mutex<HashMap<ClientId, usize>>);
+
+/// One of them, until this is dropped.
+#[derive(Debug)]
+pub(super) struct OfClient {
+    clients: Arc<Clients>,
+    client: ClientId,
+}
+
+impl Clients {
+    /// `None`: it has as many as it may have.
+    fn enter(self: &Arc<Self>, client: &ClientId) -> Option<OfClient> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(client.clone()).or_default();
+        if *count >= limits::CONNECTIONS_PER_CLIENT_MAX {
+            tracing::warn!(client_id = client.as_str(), "a client has too many connections");
+            return None;
+        }
+        *count += 1;
+        Some(OfClient { clients: Arc::clone(self), client: client.clone() })
+    }
+}
+
+impl Drop for OfClient {
+    fn drop(&mut self) {
+        let mut counts = self.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.client) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.client);
+            }
+        }
+    }
 }
 
 /// Returns how many connections are held: the rest of the files that may be open is for the disk.
@@ -90,111 +296,23 @@ fn raise_file_limit() -> usize {
     usize::try_from(now).unwrap_or(usize::MAX)
 }
 
-async fn next(
-    listener: &TcpListener,
-    place: OwnedSemaphorePermit,
-    abort: &CancellationToken,
-) -> Connection {
+async fn next(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, address)) => {
                 // Small messages must not wait for an acknowledgement.
-                if let Err(err) = stream.set_nodelay(true) {
-                    tracing::debug!(error = %err, "a connection was gone before it was served");
-                    continue;
+                match stream.set_nodelay(true) {
+                    Ok(()) => return (stream, address),
+                    Err(err) => {
+                        tracing::debug!(error = %err, "a connection was gone before it was served");
+                    }
                 }
-                let aborted = Box::pin(abort.clone().cancelled_owned());
-                let first_byte = Some(Box::pin(sleep(limits::FIRST_BYTE_WAIT)));
-                return Connection { stream, first_byte, aborted, _place: place };
             }
             Err(err) => {
                 tracing::warn!(error = %err, "could not accept a connection");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-}
-
-/// A connection of a client or an operator.
-#[derive(Debug)]
-pub struct Connection {
-    stream: TcpStream,
-    /// Runs until the first byte has come: who says nothing holds a place for no longer.
-    first_byte: Option<Pin<Box<Sleep>>>,
-    /// Fires when the server aborts: then reads and writes fail, so nothing that holds this can go
-    /// on for ever.
-    aborted: Pin<Box<WaitForCancellationFutureOwned>>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        match self.aborted.as_mut().poll(cx) {
-            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
-            Poll::Pending => Ok(()),
-        }
-    }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        let filled = buf.filled().len();
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf)?;
-        if buf.filled().len() > filled {
-            self.first_byte = None;
-        }
-        if read.is_pending()
-            && let Some(first_byte) = &mut self.first_byte
-            && first_byte.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        read.map(Ok)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_write_vectored(cx, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -212,7 +330,7 @@ mod tests {
     async fn connected(shutdown: &Shutdown) -> (TcpStream, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let mut accepted = accept(listener, shutdown);
+        let mut accepted = Reception::new(None, shutdown).accept(listener, Surface::All);
         let peer = TcpStream::connect(address).await.expect("connected");
         let connection = accepted.next().await.expect("accepted").expect("no error");
         (peer, connection)
@@ -221,22 +339,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_says_nothing_is_let_go() {
         let (_silent, mut connection) = connected(&Shutdown::new()).await;
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
 
         let err = connection.read_u8().await.expect_err("let go");
 
         assert_eq!(err.kind(), io::ErrorKind::TimedOut);
-        assert!(began.elapsed() >= limits::FIRST_BYTE_WAIT);
+        assert!(began.elapsed() >= limits::KNOWN_WITHIN);
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_peer_that_has_spoken_may_be_silent() {
         let (mut peer, mut connection) = connected(&Shutdown::new()).await;
         peer.write_u8(7).await.expect("sent");
 
         assert_eq!(connection.read_u8().await.expect("read"), 7);
 
-        assert!(connection.first_byte.is_none(), "nothing runs against it any more");
+        let silent = tokio::time::timeout(2 * limits::KNOWN_WITHIN, connection.read_u8()).await;
+        assert!(silent.is_err(), "nothing runs against it any more");
     }
 
     #[tokio::test]
@@ -255,6 +374,21 @@ mod tests {
             let dialled = dialled.unwrap_or_else(|_| panic!("no room after {number}"));
             waiting.push(dialled.expect("connected"));
         }
+    }
+
+    #[test]
+    fn a_client_has_only_so_many_connections() {
+        let clients = Arc::new(Clients::default());
+        let client: ClientId = "a".parse().expect("an id");
+        let mut held: Vec<_> = (0..limits::CONNECTIONS_PER_CLIENT_MAX)
+            .map(|_| clients.enter(&client).expect("one more"))
+            .collect();
+        assert!(clients.enter(&client).is_none());
+        assert!(clients.enter(&"b".parse().expect("an id")).is_some(), "others have their own");
+        held.pop();
+        assert!(clients.enter(&client).is_some());
+        drop(held);
+        assert!(clients.0.lock().expect("not poisoned").is_empty());
     }
 
     #[tokio::test]

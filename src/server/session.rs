@@ -2,7 +2,7 @@
 //! claims from the queue, passes reports on, and knows when the client is gone. The session ends
 //! its own stream.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     task::JoinSet,
@@ -11,6 +11,7 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
+    authority::ClientCertificate,
     coordinator::Coordinator,
     error::Error,
     metrics::Ongoing,
@@ -19,7 +20,7 @@ use super::{
     sessions::Session,
 };
 use crate::{
-    ids::bounded,
+    ids::{UnixMs, bounded},
     limits,
     status::Reason,
     wire::{
@@ -42,11 +43,13 @@ pub async fn serve(
     mut inbound: Streaming<ClientMessage>,
     outbox: Outbox,
     address: String,
+    certificate: Option<Arc<ClientCertificate>>,
 ) {
-    match open(&coordinator, &mut inbound, address).await {
+    match open(&coordinator, &mut inbound, address, certificate.as_deref()).await {
         Ok(session) => {
             let span = crate::telemetry::session_span(&session.client, session.epoch);
-            let link = Link::new(coordinator, session, inbound, outbox);
+            let mut link = Link::new(coordinator, session, inbound, outbox);
+            link.expires_at = certificate.map(|certificate| when(certificate.expires));
             tracing::Instrument::instrument(link.run(), span).await;
         }
         Err(err) => {
@@ -61,6 +64,7 @@ async fn open(
     coordinator: &Arc<Coordinator>,
     inbound: &mut Streaming<ClientMessage>,
     address: String,
+    certificate: Option<&ClientCertificate>,
 ) -> Result<Arc<Session>, Error> {
     let first = timeout(limits::HELLO_WAIT, inbound.message()).await;
     let refused = |text: &str| Error::refused(Reason::OutOfOrder, text);
@@ -76,7 +80,24 @@ async fn open(
     if coordinator.shutdown.draining().is_cancelled() {
         return Err(Error::refused(Reason::Draining, "the server is shutting down"));
     }
-    coordinator.open_session(hello, address).await
+    if certificate.is_some_and(|certificate| certificate.client != hello.client) {
+        // Who a client is, its certificate says.
+        let text = "the Hello names another client than the certificate";
+        return Err(Error::refused(Reason::WrongClient, text));
+    }
+    coordinator.check_standing(certificate).await?;
+    let session = coordinator.open_session(hello, address).await?;
+    // Once more, now that a revocation would find the session.
+    if let Err(err) = coordinator.check_standing(certificate).await {
+        coordinator.close_session(&session).await?;
+        return Err(err);
+    }
+    Ok(session)
+}
+
+/// Returns the moment of a time of day, as far as it can be known now.
+fn when(at: UnixMs) -> Instant {
+    Instant::now() + at.since(UnixMs::now())
 }
 
 /// The session's two halves, and what it remembers.
@@ -94,6 +115,8 @@ struct Link {
     preparing: JoinSet<Prepared>,
     /// When the client counts as gone.
     silent_at: Instant,
+    /// When its certificate expires: then it must come with a new one.
+    expires_at: Option<Instant>,
     quota: Quota,
     _open: Ongoing,
 }
@@ -117,6 +140,7 @@ impl Link {
             next_place: None,
             preparing: JoinSet::new(),
             silent_at,
+            expires_at: None,
             quota: Quota::new(now),
         }
     }
@@ -157,6 +181,8 @@ impl Link {
                 biased;
                 () = self.coordinator.shutdown.draining().cancelled() => Err(End::Draining),
                 () = self.session.superseded.cancelled() => Err(End::Superseded),
+                () = self.session.revoked.cancelled() => Err(End::revoked()),
+                () = until(self.expires_at) => Err(End::CertificateExpired),
                 message = self.inbound.message() => self.take(message).await,
                 () = sleep_until(self.silent_at) => Err(End::Silent),
                 place = next_place(&mut self.next_place) => self.act(Some(place)).await,
@@ -238,6 +264,8 @@ impl Link {
             End::Draining => {
                 FromServer::Drain { reconnect_after: self.coordinator.sessions.drain_pause() }
             }
+            // Not a refusal: it comes back at once, with the certificate that it has by now.
+            End::CertificateExpired => FromServer::Drain { reconnect_after: Duration::ZERO },
             End::Superseded => {
                 let Some(by) = self.session.successor() else { return };
                 if by.instance == self.session.instance {

@@ -44,6 +44,8 @@ pub struct Session {
     pub bell: Notify,
     /// Fires when a newer session has taken over; by whom is in `successor`.
     pub superseded: CancellationToken,
+    /// Fires when the identity of the client is good no longer.
+    pub revoked: CancellationToken,
     /// Fires when it has left.
     pub ended: CancellationToken,
     successor: Mutex<Option<Arc<Self>>>,
@@ -80,6 +82,7 @@ impl Session {
             bell: Notify::new(),
             superseded: CancellationToken::new(),
             ended: CancellationToken::new(),
+            revoked: CancellationToken::new(),
             successor: Mutex::new(None),
             jobs_max: AtomicU32::new(jobs_max),
             full: AtomicBool::new(false),

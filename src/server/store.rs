@@ -270,7 +270,15 @@ pub trait Store: Send + Sync + 'static {
     async fn close(&self);
 }
 
-/// Opens the store that `url` names: `sqlite:PATH`, made if it is not there.
-pub async fn open(url: &str) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(Arc::new(sqlite::SqliteStore::open(url).await?))
+/// Both kinds of records, of one database.
+#[derive(Clone)]
+pub struct Records {
+    pub store: Arc<dyn Store>,
+    pub credentials: Arc<dyn credentials::Credentials>,
+}
+
+/// Opens the records that `url` names: `sqlite:PATH`, made if it is not there.
+pub async fn open(url: &str) -> Result<Records, StoreError> {
+    let sqlite = Arc::new(sqlite::SqliteStore::open(url).await?);
+    Ok(Records { store: sqlite.clone(), credentials: sqlite })
 }

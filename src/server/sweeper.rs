@@ -116,6 +116,7 @@ mod tests {
     fn coordinator(dir: &Path) -> Arc<Coordinator> {
         Coordinator::new(Parts {
             store: Arc::new(MemoryStore::new()),
+            credentials: Arc::new(MemoryStore::new()),
             landing: Arc::new(Landing::open(&dir.join("files")).expect("a landing")),
             metrics: Arc::new(Metrics::new()),
             shutdown: Shutdown::new(),

@@ -8,8 +8,11 @@ use tracing::Instrument as _;
 
 use super::{
     arrived::Arrived,
+    authority::ClientCertificate,
+    connection::Peer,
     coordinator::Coordinator,
     error::Error,
+    gate::Caller,
     ingest::{self, Received},
     outbox::{self, Outgoing},
     session,
@@ -42,10 +45,13 @@ impl FileTransfer for TransferApi {
         &self,
         request: Request<Streaming<ClientMessage>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
-        let address = request.remote_addr().map_or_else(String::new, |addr| addr.to_string());
+        let address = request.extensions().get::<Peer>();
+        let address = address.map_or_else(String::new, |peer| peer.address.clone());
+        let certificate = certificate(&request);
         let (outbox, stream) = outbox::channel();
         let coordinator = Arc::clone(&self.coordinator);
-        let serve = session::serve(coordinator, request.into_inner(), outbox, address);
+        let inbound = request.into_inner();
+        let serve = session::serve(coordinator, inbound, outbox, address, certificate);
         // It ends with its stream, and the shutdown waits for it.
         drop(self.coordinator.shutdown.spawn(serve));
         Ok(Response::new(stream))
@@ -60,11 +66,21 @@ impl FileTransfer for TransferApi {
         // A task of its own: when the call is dropped, it still notes how the attempt ended.
         let arrived = request.extensions().get::<Arrived>().cloned();
         let arrived = arrived.ok_or_else(|| internal("the bytes are not counted"))?;
-        let receive = ingest::receive(coordinator, request.into_inner(), arrived).instrument(span);
+        let certificate = certificate(&request);
+        let receive = ingest::receive(coordinator, request.into_inner(), arrived, certificate);
+        let receive = receive.instrument(span);
         let received = self.coordinator.shutdown.spawn(receive).await;
         let received = received.unwrap_or_else(|err| Err(Error::Internal(err.to_string())));
         let (header, received) = received.map_err(Error::into_status)?;
         Ok(Response::new(UploadFileResponse { receipts: vec![receipt(&header, received)] }))
+    }
+}
+
+/// Returns the certificate of a caller that is known by one.
+fn certificate<T>(request: &Request<T>) -> Option<Arc<ClientCertificate>> {
+    match request.extensions().get::<Caller>() {
+        Some(Caller::Client(certificate)) => Some(Arc::clone(certificate)),
+        _ => None,
     }
 }
 

@@ -60,6 +60,7 @@ impl TryFrom<proto::WatchTransfersRequest> for WatchQuery {
     fn try_from(message: proto::WatchTransfersRequest) -> Result<Self, WireError> {
         let token = message.resume_token;
         Ok(Self {
+            scope: None,
             transfer: optional(&message.transfer_id)?,
             client: optional(&message.client_id)?,
             resume_token: (!token.is_empty()).then_some(token),
@@ -238,7 +239,7 @@ impl From<Presence> for proto::Presence {
     }
 }
 
-fn timestamp(at: UnixMs) -> prost_types::Timestamp {
+pub(crate) fn timestamp(at: UnixMs) -> prost_types::Timestamp {
     let nanos = i32::try_from(at.0.rem_euclid(1000) * 1_000_000);
     prost_types::Timestamp {
         seconds: at.0.div_euclid(1000),

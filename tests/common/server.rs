@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use fts::{
     server::{
-        Options, Server,
+        Options, Security, Server,
         coordinator::{Coordinator, Retention},
         files,
         guard::ClearText,
@@ -63,7 +63,8 @@ impl TestServer {
     /// Starts on a directory that an earlier server may have left, and on a given port.
     pub async fn start_in(dir: Arc<TempDir>, setup: Setup, port: u16) -> Self {
         let url = format!("sqlite:{}", dir.path().join("fts.db").display());
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&url).await.expect("a store"));
+        let sqlite = Arc::new(SqliteStore::open(&url).await.expect("a store"));
+        let store: Arc<dyn Store> = sqlite.clone();
         let files = dir.path().join("files");
         let landing = files::open(store.as_ref(), &files, setup.disk, false).await.expect("files");
         let landing = landing.with_marks(setup.marks);
@@ -72,8 +73,11 @@ impl TestServer {
         let shutdown = Shutdown::new();
         let server = Server::new(Options {
             store,
+            credentials: sqlite,
             landing,
-            clear_text: setup.clear_text,
+            security: Security::Clear(setup.clear_text),
+            audit: None,
+            certificate_life: fts::limits::CLIENT_CERTIFICATE_LIFE,
             heartbeat: setup.heartbeat,
             retention: setup.retention,
             uploads_max: setup.uploads_max,

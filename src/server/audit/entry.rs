@@ -10,9 +10,9 @@ use std::{
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use crate::{
-    ids::{ClientId, TransferId, UnixMs, bounded},
+    ids::{ClientId, OperatorName, TransferId, UnixMs, bounded},
     limits,
-    server::access::{OperatorName, Pattern, Role, Scope},
+    server::access::{Pattern, Role, Scope},
     status::Reason,
     token::TokenId,
 };

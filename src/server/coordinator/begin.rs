@@ -3,10 +3,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Coordinator, attempt_of, ignore_late};
+use super::{Coordinator, attempt_of, ignore_late, unknown_transfer};
 use crate::{
     limits,
     server::{
+        authority::ClientCertificate,
         error::Error,
         uploads::{Entered, Occupied},
     },
@@ -18,10 +19,18 @@ use crate::{
 impl Coordinator {
     /// Begins an upload: what its Header names must be the current attempt, of this very instance.
     /// An older call of the same attempt is stopped first.
-    pub async fn begin(self: &Arc<Self>, header: &Header) -> Result<Begun, Error> {
+    pub async fn begin(
+        self: &Arc<Self>,
+        header: &Header,
+        certificate: Option<&ClientCertificate>,
+    ) -> Result<Begun, Error> {
         let attempt = header.attempt;
         // Checked before anything is stopped, so that nobody can stop the upload of another.
         let transfer = self.record(attempt.transfer).await?;
+        if certificate.is_some_and(|certificate| certificate.client != transfer.client) {
+            // As if it were not there.
+            return Err(unknown_transfer(attempt.transfer));
+        }
         if transfer.instance != Some(header.instance) {
             return Err(StepError::OtherInstance.into());
         }
@@ -33,6 +42,8 @@ impl Coordinator {
             return Err(Error::refused(Reason::TooLarge, "the file is too large for this server"));
         }
         let entered = self.enter(&transfer).await?;
+        // Now that a revocation would find the upload.
+        self.check_standing(certificate).await?;
         self.remove_unrecorded(attempt).await?;
         let file = SourceFile {
             path: header.path.clone(),

@@ -10,6 +10,7 @@ use crate::{
     ids::{ClientId, TransferId, UnixMs},
     limits,
     server::{
+        access::Scope,
         error::Error,
         store::{ClientRecord, Events, TransferFilter},
         view::{ClientView, Presence, TransferView, WatchItem, WatchKind},
@@ -24,12 +25,17 @@ pub struct WatchQuery {
     pub transfer: Option<TransferId>,
     pub client: Option<ClientId>,
     pub resume_token: Option<String>,
+    /// What is not in it is not told.
+    pub scope: Option<Scope>,
 }
 
 impl WatchQuery {
     fn wants(&self, transfer: &Transfer) -> bool {
         self.transfer.is_none_or(|id| id == transfer.id)
             && self.client.as_ref().is_none_or(|client| *client == transfer.client)
+            && self.scope.as_ref().is_none_or(|scope| {
+                scope.has_client(&transfer.client) && scope.has_path(transfer.path.as_ref())
+            })
     }
 }
 
@@ -230,6 +236,7 @@ impl Coordinator {
             before = Some(last.id);
             all.extend(page);
         }
+        all.retain(|transfer| query.wants(transfer));
         all.reverse();
         Ok(all)
     }
@@ -328,7 +335,7 @@ impl Watcher {
                 continue;
             }
             let Ok(Some(transfer)) = self.coordinator.store.transfer(id).await else { continue };
-            if transfer.state == State::Receiving {
+            if transfer.state == State::Receiving && self.query.wants(&transfer) {
                 self.told.insert(id, now);
                 self.tell(WatchKind::Progress, transfer).await?;
             }

@@ -1,16 +1,16 @@
 //! `GET /clients`, `GET /clients/{id}`.
 
-use axum::{extract::State, response::IntoResponse};
+use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Api, Problem,
+    Problem,
     extract::{Named, Params},
     json::{ClientJson, Json},
 };
 use crate::{
     ids::ClientId,
-    server::{page::Page, view::ClientView},
+    server::{desk::Served, page::Page},
 };
 
 #[derive(Deserialize)]
@@ -29,21 +29,19 @@ struct List<'a> {
 }
 
 pub(super) async fn list(
-    State(api): State<Api>,
+    desk: Served,
     Params(query): Params<ListQuery>,
 ) -> Result<impl IntoResponse, Problem> {
     let page = Page::<ClientId>::parse(query.page_size, &query.page_token)?;
-    let mut views = api.coordinator.clients(page.after.as_ref(), page.limit()).await?;
-    let next_page_token =
-        page.cut(&mut views, |view| &view.record.opening.client, ClientView::bytes);
+    let (views, next_page_token) = desk.clients(&page).await?;
     let clients = views.iter().map(Into::into).collect();
     Ok(Json(List { clients, next_page_token }).into_response())
 }
 
 pub(super) async fn one(
-    State(api): State<Api>,
+    desk: Served,
     Named(id): Named<ClientId>,
 ) -> Result<impl IntoResponse, Problem> {
-    let view = api.coordinator.client(&id).await?;
+    let view = desk.client(&id).await?;
     Ok(Json(ClientJson::from(&view)).into_response())
 }

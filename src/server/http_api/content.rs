@@ -5,29 +5,30 @@ use std::{error::Error as StdError, ops::Range};
 
 use axum::{
     body::{Body, Bytes},
-    extract::State,
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use tokio_stream::StreamExt as _;
 
-use super::{Api, Problem, extract::Named};
+use super::{Problem, extract::Named};
 use crate::{
     ids::{RemotePath, TransferId, bounded},
     limits,
-    server::{coordinator::Content, file_stream::FileStream, view::TransferView},
+    server::{coordinator::Content, desk::Served, file_stream::FileStream, view::TransferView},
     status::Reason,
 };
 
 pub(super) async fn content(
-    State(api): State<Api>,
+    desk: Served,
     Named(id): Named<TransferId>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let content = api.coordinator.content(id).await?;
-    let view = api.coordinator.transfer(id).await?;
-    Ok(answer(content, &file_name(&view), &method, &headers))
+    let content = desk.content(id).await?;
+    let view = desk.transfer(id).await?;
+    let response = answer(content, &file_name(&view), &method, &headers);
+    Ok(response
+        .map(|body| Body::from_stream(desk.until_over(body.into_data_stream(), axum::Error::new))))
 }
 
 fn answer(content: Content, name: &str, method: &Method, headers: &HeaderMap) -> Response {

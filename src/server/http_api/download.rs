@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use axum::{
     body::Bytes,
-    extract::{State, rejection::BytesRejection},
+    extract::rejection::BytesRejection,
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
 
 use super::{
-    Api, Problem,
+    Problem,
     extract::{Named, Params},
     json::{Json, TransferJson},
 };
@@ -19,7 +19,7 @@ use crate::{
     ids::ClientId,
     limits,
     rate::{Rate, RateError},
-    server::view::TransferView,
+    server::{desk::Served, view::TransferView},
     settings,
     transfer::{Consistency, Request},
     wire::control,
@@ -64,7 +64,7 @@ enum MaxRate {
 /// The transfer is on record before the answer: who hangs up, while waiting or before, cancels
 /// nothing.
 pub(super) async fn download(
-    State(api): State<Api>,
+    desk: Served,
     Named(client): Named<ClientId>,
     Params(query): Params<Query>,
     headers: HeaderMap,
@@ -72,10 +72,10 @@ pub(super) async fn download(
 ) -> Result<Response, Problem> {
     let wait = wait(query.wait)?;
     let request = request(client, query, &headers, &body?)?;
-    let mut view = api.coordinator.trigger(request).await?;
+    let mut view = desk.trigger(request).await?;
     let mut status = StatusCode::ACCEPTED;
     if let Some(wait) = wait {
-        view = api.coordinator.wait(view.transfer.id, wait).await?;
+        view = desk.wait(view.transfer.id, wait).await?;
         if view.transfer.state.is_final() {
             status = StatusCode::OK;
         }

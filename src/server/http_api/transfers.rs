@@ -1,19 +1,16 @@
 //! `GET /transfers`, `GET /transfers/{id}`, and what is done to a transfer.
 
-use axum::{
-    extract::State,
-    response::{IntoResponse as _, Response},
-};
+use axum::response::{IntoResponse as _, Response};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Api, Problem,
+    Problem,
     extract::{Named, Params},
     json::{Json, TransferJson},
 };
 use crate::{
     ids::{ClientId, TransferId},
-    server::{error::Error, page::Page, store::TransferFilter, view::TransferView},
+    server::{desk::Served, error::Error, page::Page, store::TransferFilter, view::TransferView},
     transfer,
 };
 
@@ -35,39 +32,38 @@ struct List<'a> {
 }
 
 pub(super) async fn list(
-    State(api): State<Api>,
+    desk: Served,
     Params(query): Params<ListQuery>,
 ) -> Result<Response, Problem> {
     let page = Page::<TransferId>::parse(query.page_size, &query.page_token)?;
     let filter = TransferFilter { client: query.client, states: Vec::from_iter(query.state) };
-    let mut views = api.coordinator.transfers(&filter, page.after, page.limit()).await?;
-    let next_page_token = page.cut(&mut views, |view| &view.transfer.id, TransferView::bytes);
+    let (views, next_page_token) = desk.transfers(&filter, &page).await?;
     let transfers = views.iter().map(Into::into).collect();
     Ok(Json(List { transfers, next_page_token }).into_response())
 }
 
-pub(super) async fn one(State(api): State<Api>, Named(id): Named<TransferId>) -> Answer {
-    shown(api.coordinator.transfer(id).await)
+pub(super) async fn one(desk: Served, Named(id): Named<TransferId>) -> Answer {
+    shown(desk.transfer(id).await)
 }
 
-pub(super) async fn cancel(State(api): State<Api>, Named(id): Named<TransferId>) -> Answer {
-    shown(api.coordinator.cancel(id).await)
+pub(super) async fn cancel(desk: Served, Named(id): Named<TransferId>) -> Answer {
+    shown(desk.cancel(id).await)
 }
 
-pub(super) async fn retry(State(api): State<Api>, Named(id): Named<TransferId>) -> Answer {
-    shown(api.coordinator.retry(id).await)
+pub(super) async fn retry(desk: Served, Named(id): Named<TransferId>) -> Answer {
+    shown(desk.retry(id).await)
 }
 
-pub(super) async fn pause(State(api): State<Api>, Named(id): Named<TransferId>) -> Answer {
-    shown(api.coordinator.pause(id).await)
+pub(super) async fn pause(desk: Served, Named(id): Named<TransferId>) -> Answer {
+    shown(desk.pause(id).await)
 }
 
-pub(super) async fn resume(State(api): State<Api>, Named(id): Named<TransferId>) -> Answer {
-    shown(api.coordinator.resume(id).await)
+pub(super) async fn resume(desk: Served, Named(id): Named<TransferId>) -> Answer {
+    shown(desk.resume(id).await)
 }
 
-pub(super) async fn remove(State(api): State<Api>, Named(id): Named<TransferId>) -> Answer {
-    shown(api.coordinator.delete(id).await)
+pub(super) async fn remove(desk: Served, Named(id): Named<TransferId>) -> Answer {
+    shown(desk.delete(id).await)
 }
 
 type Answer = Result<Response, Problem>;

@@ -91,7 +91,7 @@ impl World {
         let running = if is_told { self.take_upload(attempt.transfer) } else { None };
         let server = Arc::clone(self.server());
         let ending = end_if_told(&server, running, &mut self.landed);
-        let (begun, still) = tokio::join!(server.begin(&header), ending);
+        let (begun, still) = tokio::join!(server.begin(&header, None), ending);
         self.uploads.extend(still);
         let is_open = matches!(before.state, State::Offered | State::Receiving);
         match begun {

@@ -341,6 +341,7 @@ fn server(
     let store = FaultyStore { records: Arc::clone(records), faults: Arc::clone(faults) };
     Ok(Coordinator::new(Parts {
         store: Arc::new(store),
+        credentials: Arc::new(MemoryStore::new()),
         landing: Arc::new(landing),
         metrics: Arc::clone(metrics),
         shutdown: Shutdown::new(),

@@ -1,0 +1,64 @@
+//! What is done under the eyes of the audit: on record before it is done, with its outcome after.
+//! What cannot be put on record is not done.
+
+use super::{
+    audit::{Action, Actor, Audit, Detail, Entry, Outcome},
+    error::Error,
+    gate::Caller,
+};
+use crate::status::Reason;
+
+/// Whoever does something, and where that goes on record.
+#[derive(Debug, Clone)]
+pub struct Audited {
+    /// `None`: nobody asks who calls here, so there is nothing to tell.
+    audit: Option<Audit>,
+    actor: Actor,
+    from: String,
+}
+
+impl Audited {
+    pub fn new(audit: Option<Audit>, caller: &Caller, from: impl Into<String>) -> Self {
+        Self { audit, actor: caller.actor(), from: from.into() }
+    }
+
+    /// Does `work`. When the answer comes, both lines are on stable storage.
+    pub async fn run<T>(
+        &self,
+        action: Action,
+        about: &[Detail],
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        self.note(action, about, Outcome::Asked).await?;
+        let done = work.await;
+        if let Err(err) = self.note(action, about, outcome(&done)).await {
+            // It is done, and that it was asked for is on record.
+            err.log();
+        }
+        done
+    }
+
+    /// Puts one line on record.
+    pub async fn note(
+        &self,
+        action: Action,
+        about: &[Detail],
+        outcome: Outcome,
+    ) -> Result<(), Error> {
+        let Some(audit) = &self.audit else { return Ok(()) };
+        let entry = Entry::new(self.actor.clone(), self.from.clone(), action, outcome);
+        let entry = about.iter().cloned().fold(entry, Entry::with);
+        audit.write(vec![entry]).await.map_err(|err| {
+            tracing::error!(error = &err as &dyn std::error::Error, "could not write the audit");
+            Error::refused(Reason::Unavailable, "the audit cannot be written, so nothing is done")
+        })
+    }
+}
+
+/// Returns how something ended, as the audit says it.
+pub fn outcome<T>(done: &Result<T, Error>) -> Outcome {
+    match done {
+        Ok(_) => Outcome::Done,
+        Err(err) => Outcome::Not(err.reason().as_str()),
+    }
+}

@@ -1,0 +1,247 @@
+//! A connection as the server holds it: in clear, in TLS, or of the server's own socket; cut when
+//! it does not show in time who it is, when others press, or when the server aborts.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpStream, UnixStream},
+    sync::OwnedSemaphorePermit,
+    time::Sleep,
+};
+use tokio_rustls::server::TlsStream;
+use tokio_util::sync::WaitForCancellationFutureOwned;
+use tonic::transport::server::Connected;
+
+use super::{authority::ClientCertificate, preauth::Entry};
+
+/// What may be asked for on a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surface {
+    /// Everything but administration by the socket's own right.
+    All,
+    /// What clients speak.
+    Transfers,
+    /// What operators speak.
+    Control,
+    /// The server's own socket: whoever can open it owns the server.
+    Socket,
+}
+
+/// Who is at the other end, as far as the connection tells. Clones are of the same connection.
+#[derive(Clone)]
+pub struct Peer {
+    pub surface: Surface,
+    /// For people, and the audit.
+    pub address: String,
+    /// Of a client; what it says is true, but the identity may have been revoked.
+    pub certificate: Option<Arc<ClientCertificate>>,
+    known: Arc<Known>,
+}
+
+/// Whether the peer has shown who it is.
+struct Known {
+    entry: Option<Entry>,
+    is_known: AtomicBool,
+}
+
+impl Peer {
+    pub(super) fn new(surface: Surface, address: String) -> Self {
+        let known = Known { entry: None, is_known: AtomicBool::new(true) };
+        Self { surface, address, certificate: None, known: Arc::new(known) }
+    }
+
+    /// Of a connection that has yet to show who it is.
+    pub(super) fn unknown(surface: Surface, address: String, entry: Entry) -> Self {
+        let known = Known { entry: Some(entry), is_known: AtomicBool::new(false) };
+        Self { surface, address, certificate: None, known: Arc::new(known) }
+    }
+
+    /// The peer has shown who it is, or nobody asks here.
+    pub fn note_known(&self) {
+        if !self.known.is_known.swap(true, Ordering::Relaxed)
+            && let Some(entry) = &self.known.entry
+        {
+            entry.leave();
+        }
+    }
+
+    fn is_known(&self) -> bool {
+        self.known.is_known.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Peer")
+            .field("surface", &self.surface)
+            .field("address", &self.address)
+            .field("certificate", &self.certificate)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What carries the bytes.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Clear(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    Socket(UnixStream),
+}
+
+/// When a connection must have shown who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum KnownBy {
+    /// The first byte will do: nobody asks for credentials.
+    FirstByte,
+    /// A request with good credentials.
+    Credentials,
+}
+
+/// A connection of a client or an operator.
+pub struct Connection {
+    stream: Stream,
+    peer: Peer,
+    known_by: KnownBy,
+    /// Runs until the peer is known.
+    deadline: Option<Pin<Box<Sleep>>>,
+    /// Fires when the server aborts, or others press: then reads and writes fail, so nothing that
+    /// holds this can go on for ever.
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    _held: Held,
+}
+
+/// What a connection takes up for as long as it is.
+pub(super) struct Held {
+    pub(super) _place: Option<OwnedSemaphorePermit>,
+    /// Among those of its client.
+    pub(super) of_client: Option<super::listener::OfClient>,
+}
+
+impl Connection {
+    pub(super) fn new(
+        stream: Stream,
+        peer: Peer,
+        known_by: KnownBy,
+        deadline: Option<Sleep>,
+        cut: WaitForCancellationFutureOwned,
+        held: Held,
+    ) -> Self {
+        let deadline = deadline.map(Box::pin);
+        Self { stream, peer, known_by, deadline, cut: Box::pin(cut), _held: held }
+    }
+
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.cut.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Fails once the time is over in which the peer must have shown who it is.
+    fn check_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        if self.peer.is_known() {
+            self.deadline = None;
+        }
+        match self.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx)) {
+            Some(Poll::Ready(())) => Err(io::ErrorKind::TimedOut.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("peer", &self.peer).finish_non_exhaustive()
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        this.check(cx)?;
+        let filled = buf.filled().len();
+        let read = match &mut this.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_read(cx, buf),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
+            Stream::Socket(stream) => Pin::new(stream).poll_read(cx, buf),
+        }?;
+        if this.known_by == KnownBy::FirstByte && buf.filled().len() > filled {
+            this.peer.note_known();
+        }
+        this.check_deadline(cx)?;
+        read.map(Ok)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        match &mut self.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_write(cx, data),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, data),
+            Stream::Socket(stream) => Pin::new(stream).poll_write(cx, data),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
+        match &mut self.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, data),
+            Stream::Socket(stream) => Pin::new(stream).poll_write_vectored(cx, data),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream::Clear(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
+            Stream::Socket(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_flush(cx),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
+            Stream::Socket(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Stream::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
+            Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
+            Stream::Socket(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

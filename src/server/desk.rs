@@ -1,0 +1,309 @@
+//! Where operators are served, over gRPC and HTTP alike: what one of them asks is held against its
+//! scope, and passed on to the coordinator. What is out of a scope looks as if it were not there.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{extract::FromRequestParts, http::request::Parts};
+use tokio_stream::Stream;
+
+use super::{
+    audit::{Action, Audit, Detail, Outcome},
+    audited::{Audited, outcome},
+    connection::Peer,
+    coordinator::{Content, Coordinator, Watch, WatchQuery},
+    error::Error,
+    gate::{self, Caller},
+    page::Page,
+    store::{
+        TransferFilter,
+        credentials::{Credentials, Operator},
+    },
+    view::{ClientView, TransferView},
+};
+use crate::{
+    ids::{ClientId, TransferId},
+    limits,
+    status::Reason,
+    transfer::{Request, Transfer},
+};
+
+/// What every caller is served with.
+pub struct Desk {
+    pub coordinator: Arc<Coordinator>,
+    pub credentials: Arc<dyn Credentials>,
+    pub audit: Option<Audit>,
+}
+
+/// The desk, as one caller may use it.
+#[derive(Clone)]
+pub struct Served {
+    desk: Arc<Desk>,
+    caller: Caller,
+    audited: Audited,
+}
+
+impl Desk {
+    /// Returns what may be done for whoever sent a request with these extensions.
+    pub fn serve(self: &Arc<Self>, extensions: &http::Extensions) -> Result<Served, Error> {
+        let caller = extensions.get::<Caller>().cloned();
+        // The gate lets nobody through without saying who it is.
+        let caller = caller.ok_or_else(|| Error::Internal("a request has no caller".to_owned()))?;
+        let from = extensions.get::<Peer>().map_or_else(String::new, |peer| peer.address.clone());
+        let audited = Audited::new(self.audit.clone(), &caller, from);
+        Ok(Served { desk: Arc::clone(self), caller, audited })
+    }
+}
+
+impl Served {
+    pub fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    fn operator(&self) -> Option<&Arc<Operator>> {
+        match &self.caller {
+            Caller::Operator(operator) => Some(operator),
+            _ => None,
+        }
+    }
+
+    // === What is asked for ===
+
+    pub async fn trigger(&self, mut request: Request) -> Result<TransferView, Error> {
+        request.operator = self.operator().map(|operator| operator.name.clone());
+        let mut about = vec![Detail::Client(request.client.clone())];
+        about.extend(request.path.as_ref().map(|path| Detail::Path(path.as_str().to_owned())));
+        let within = self.check_request(&request);
+        let this = self.clone();
+        let work = async move {
+            within?;
+            this.desk.coordinator.trigger(request).await
+        };
+        self.owned(Action::TransferTrigger, about, work).await
+    }
+
+    pub async fn cancel(&self, id: TransferId) -> Result<TransferView, Error> {
+        self.change(Action::TransferCancel, id, move |desk| async move { desk.cancel(id).await })
+            .await
+    }
+
+    pub async fn retry(&self, id: TransferId) -> Result<TransferView, Error> {
+        self.change(Action::TransferRetry, id, move |desk| async move { desk.retry(id).await })
+            .await
+    }
+
+    pub async fn pause(&self, id: TransferId) -> Result<TransferView, Error> {
+        self.change(Action::TransferPause, id, move |desk| async move { desk.pause(id).await })
+            .await
+    }
+
+    pub async fn resume(&self, id: TransferId) -> Result<TransferView, Error> {
+        self.change(Action::TransferResume, id, move |desk| async move { desk.resume(id).await })
+            .await
+    }
+
+    pub async fn delete(&self, id: TransferId) -> Result<TransferView, Error> {
+        self.change(Action::TransferDelete, id, move |desk| async move { desk.delete(id).await })
+            .await
+    }
+
+    /// Opens the bytes of a transfer. That they were read is on record before the first one leaves.
+    pub async fn content(&self, id: TransferId) -> Result<Content, Error> {
+        let opened = async {
+            self.check(id).await?;
+            self.desk.coordinator.content(id).await
+        };
+        let opened = opened.await;
+        let about = [Detail::Transfer(id)];
+        self.audited.note(Action::ContentRead, &about, outcome(&opened)).await?;
+        opened
+    }
+
+    /// Says that the caller came to see whether its credentials are good.
+    pub async fn note_login(&self) -> Result<(), Error> {
+        self.audited.note(Action::Login, &[], Outcome::Done).await
+    }
+
+    /// Returns an error unless what is asked for is in scope: the same whether it exists or not.
+    fn check_request(&self, request: &Request) -> Result<(), Error> {
+        let Some(scope) = self.caller.scope() else { return Ok(()) };
+        if !scope.has_client(&request.client) {
+            return Err(out_of_scope("this client"));
+        }
+        if !scope.has_path(request.path.as_ref()) {
+            return Err(out_of_scope("this path"));
+        }
+        Ok(())
+    }
+
+    async fn change<F>(
+        &self,
+        action: Action,
+        id: TransferId,
+        change: impl FnOnce(Arc<Coordinator>) -> F + Send + 'static,
+    ) -> Result<TransferView, Error>
+    where
+        F: Future<Output = Result<TransferView, Error>> + Send + 'static,
+    {
+        let this = self.clone();
+        let work = async move {
+            this.check(id).await?;
+            change(Arc::clone(&this.desk.coordinator)).await
+        };
+        self.owned(action, vec![Detail::Transfer(id)], work).await
+    }
+
+    /// Does something to its end, and puts it on record, even if whoever asked has gone.
+    async fn owned(
+        &self,
+        action: Action,
+        about: Vec<Detail>,
+        work: impl Future<Output = Result<TransferView, Error>> + Send + 'static,
+    ) -> Result<TransferView, Error> {
+        let audited = self.audited.clone();
+        let work = async move { audited.run(action, &about, work).await };
+        self.desk.coordinator.owned(work).await
+    }
+
+    // === What is seen ===
+
+    pub async fn transfer(&self, id: TransferId) -> Result<TransferView, Error> {
+        self.check(id).await?;
+        self.desk.coordinator.transfer(id).await
+    }
+
+    /// Returns the transfer once it has ended, or as it is after `wait`.
+    pub async fn wait(&self, id: TransferId, wait: Duration) -> Result<TransferView, Error> {
+        self.check(id).await?;
+        tokio::select! {
+            waited = self.desk.coordinator.wait(id, wait) => waited,
+            err = self.over() => Err(err),
+        }
+    }
+
+    /// Returns a page, and the token of the next one. A page may hold less than it could, or
+    /// nothing: then what it left out is out of scope.
+    pub async fn transfers(
+        &self,
+        filter: &TransferFilter,
+        page: &Page<TransferId>,
+    ) -> Result<(Vec<TransferView>, String), Error> {
+        let views = self.desk.coordinator.transfers(filter, page.after, page.limit());
+        let mut views = views.await?;
+        let next = page.cut(&mut views, |view| &view.transfer.id, TransferView::bytes);
+        views.retain(|view| self.has(&view.transfer));
+        Ok((views, next))
+    }
+
+    pub async fn watch(&self, mut query: WatchQuery) -> Result<Watch, Error> {
+        if let Some(id) = query.transfer {
+            self.check(id).await?;
+        }
+        query.scope = self.caller.scope().cloned();
+        let watch = self.desk.coordinator.watch(query).await?;
+        Ok(Box::pin(self.until_over(watch, |err| err)))
+    }
+
+    pub async fn client(&self, id: &ClientId) -> Result<ClientView, Error> {
+        if self.caller.scope().is_some_and(|scope| !scope.has_client(id)) {
+            return Err(out_of_scope("this client"));
+        }
+        self.desk.coordinator.client(id).await
+    }
+
+    /// Like [`Self::transfers`].
+    pub async fn clients(&self, page: &Page<ClientId>) -> Result<(Vec<ClientView>, String), Error> {
+        let mut views = self.desk.coordinator.clients(page.after.as_ref(), page.limit()).await?;
+        let next = page.cut(&mut views, |view| &view.record.opening.client, ClientView::bytes);
+        let has = |client: &ClientId| self.caller.scope().is_none_or(|s| s.has_client(client));
+        views.retain(|view| has(&view.record.opening.client));
+        Ok((views, next))
+    }
+
+    // === How a scope is held ===
+
+    /// Returns an error, the same as for a transfer that is not there, unless this one is in scope.
+    async fn check(&self, id: TransferId) -> Result<(), Error> {
+        if self.caller.scope().is_none() {
+            return Ok(());
+        }
+        let view = self.desk.coordinator.transfer(id).await?;
+        if self.has(&view.transfer) {
+            Ok(())
+        } else {
+            Err(Error::refused(Reason::UnknownTransfer, format!("there is no transfer {id}")))
+        }
+    }
+
+    fn has(&self, transfer: &Transfer) -> bool {
+        self.caller.scope().is_none_or(|scope| {
+            scope.has_client(&transfer.client) && scope.has_path(transfer.path.as_ref())
+        })
+    }
+
+    /// Ends a stream with an error once the caller may not read it any more: its token was revoked,
+    /// or has expired.
+    pub fn until_over<S: Stream<Item = Result<T, E>>, T, E>(
+        &self,
+        stream: S,
+        err: impl FnOnce(Error) -> E + Send + 'static,
+    ) -> UntilOver<S, E> {
+        let this = self.clone();
+        let over = async move { err(this.over().await) };
+        UntilOver { stream: Box::pin(stream), over: Some(Box::pin(over)) }
+    }
+
+    /// Returns, with the reason, once the caller's credentials are good no longer.
+    async fn over(&self) -> Error {
+        let Some(operator) = self.operator() else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(limits::RECHECK).await;
+            match gate::recheck(self.desk.credentials.as_ref(), operator).await {
+                Ok(()) => {}
+                // A record that cannot be read now says nothing of the operator.
+                Err(Error::Store(err)) => Error::Store(err).log(),
+                Err(err) => return err,
+            }
+        }
+    }
+}
+
+/// A stream that ends early when something comes first.
+pub struct UntilOver<S, E> {
+    stream: Pin<Box<S>>,
+    /// `None`: it has come.
+    over: Option<Pin<Box<dyn Future<Output = E> + Send>>>,
+}
+
+impl<S: Stream<Item = Result<T, E>>, T, E> Stream for UntilOver<S, E> {
+    type Item = Result<T, E>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(over) = &mut self.over else { return Poll::Ready(None) };
+        if let Poll::Ready(err) = over.as_mut().poll(cx) {
+            self.over = None;
+            return Poll::Ready(Some(Err(err)));
+        }
+        self.stream.as_mut().poll_next(cx)
+    }
+}
+
+fn out_of_scope(what: &str) -> Error {
+    Error::refused(Reason::PermissionDenied, format!("{what} is not in your scope"))
+}
+
+/// A handler of HTTP takes it as an argument.
+impl<S> FromRequestParts<S> for Served
+where
+    S: Send + Sync + AsRef<Arc<Desk>>,
+{
+    type Rejection = super::http_api::Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Self::Rejection> {
+        Ok(state.as_ref().serve(&parts.extensions)?)
+    }
+}
