@@ -66,8 +66,11 @@ async fn create(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<Create
             Created::Conflict(other.id)
         });
     }
+    // The states name themselves for SQLite to choose the index of what is unfinished: by the client
+    // alone it would look at all that the client ever had.
     let client = sqlx::query(
-        "SELECT (SELECT COUNT(*) FROM transfers WHERE client_id = $1 AND ended_ms IS NULL) \
+        "SELECT (SELECT COUNT(*) FROM transfers WHERE client_id = $1 AND ended_ms IS NULL
+            AND state IN ('QUEUED', 'OFFERED', 'RECEIVING', 'VERIFYING', 'INTERRUPTED'))
             AS unfinished FROM clients WHERE id = $1",
     );
     let client = client.bind(transfer.client.as_str()).fetch_optional(&mut *tx).await?;
