@@ -270,6 +270,13 @@ pub const AUDIT_READ_AHEAD: usize = 64;
 /// whatever was done to the clock meanwhile.
 pub const AUDIT_CLOCK_SLACK: Duration = Duration::from_secs(3600);
 
+// === Quotas ===
+
+/// Requests for files that one operator may make in a minute, by default.
+pub const TRIGGERS_PER_MINUTE: u32 = 6000;
+/// Clients, and operators, whose use is remembered; of others the records are asked.
+pub const QUOTA_PARTIES_MAX: usize = 65_536;
+
 // === Operators ===
 
 /// Streams of an operator look at whether its token is still good this often.

@@ -48,6 +48,8 @@ mod outbox;
 mod page;
 mod places;
 mod preauth;
+pub mod quotas;
+
 mod session;
 mod sessions;
 pub mod store;
