@@ -75,6 +75,9 @@ impl TestDisk {
     }
 }
 
+/// Nothing that is waited for here takes as long.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Notes on a descriptor that its sync has failed; to a regular file the flag means nothing.
 const FAILED: OFlags = OFlags::NONBLOCK;
 
@@ -97,7 +100,7 @@ impl Disk for TestDisk {
         let gate = self.plan().gate.take();
         if let Some((here, goes)) = gate {
             here.send(()).expect("it is waited for");
-            goes.recv().expect("it is let go");
+            goes.recv_timeout(PATIENCE).expect("it is let go");
         }
         let flags = fcntl_getfl(file)?;
         if flags.contains(FAILED) {
@@ -203,7 +206,7 @@ async fn an_answer_comes_after_the_sync() {
 
     let mut write = pin!(audit.write(vec![entry(1)]));
     begin(&mut write).await;
-    is_here.recv().expect("it syncs");
+    is_here.recv_timeout(PATIENCE).expect("it syncs");
     begin(&mut write).await;
     assert_eq!(audit.read(None).collect::<Vec<_>>().await.len(), 0, "it may be cut off yet");
     go.send(()).expect("it waits");
@@ -221,7 +224,7 @@ async fn callers_who_wait_share_a_sync() {
     let (is_here, go) = test.disk.hold();
     let mut first = pin!(audit.write(vec![entry(0)]));
     begin(&mut first).await;
-    is_here.recv().expect("it syncs");
+    is_here.recv_timeout(PATIENCE).expect("it syncs");
 
     let mut others = pin!(join_all((1..=50).map(|mark| audit.write(vec![entry(mark)]))));
     begin(&mut others).await;
@@ -243,7 +246,7 @@ async fn everybody_who_waits_gets_the_error_and_later_calls_work() {
         let (is_here, go) = test.disk.hold();
         let mut first = pin!(audit.write(vec![entry(1)]));
         begin(&mut first).await;
-        is_here.recv().expect("it syncs");
+        is_here.recv_timeout(PATIENCE).expect("it syncs");
         test.disk.fail_in(calls, fault);
         let mut others = pin!(join_all((2..12).map(|mark| audit.write(vec![entry(mark)]))));
         begin(&mut others).await;
@@ -448,7 +451,7 @@ async fn entries_of_a_caller_who_went_away_are_written() {
     {
         let mut first = pin!(audit.write(vec![entry(1)]));
         begin(&mut first).await;
-        is_here.recv().expect("it syncs");
+        is_here.recv_timeout(PATIENCE).expect("it syncs");
         let mut second = pin!(audit.write(vec![entry(2)]));
         begin(&mut second).await;
     }
@@ -465,7 +468,7 @@ async fn a_closed_audit_has_written_what_it_took_and_takes_nothing_more() {
     let (is_here, go) = test.disk.hold();
     let mut first = pin!(audit.write(vec![entry(1)]));
     begin(&mut first).await;
-    is_here.recv().expect("it syncs");
+    is_here.recv_timeout(PATIENCE).expect("it syncs");
     let mut second = pin!(audit.write(vec![entry(2)]));
     begin(&mut second).await;
     let mut close = pin!(audit.close());
@@ -489,7 +492,8 @@ async fn without_its_owners_it_ends() {
     drop(audit.clone());
     audit.write(vec![entry(1)]).await.expect("a clone is gone, not all");
     drop(audit);
-    desk.ended.cancelled().await;
+    let ended = tokio::time::timeout(PATIENCE, desk.ended.cancelled()).await;
+    ended.expect("it ends");
 }
 
 #[tokio::test(start_paused = true)]
@@ -499,7 +503,7 @@ async fn a_disk_that_hangs_holds_up_its_callers_and_nobody_else() {
     let (is_here, go) = test.disk.hold();
     let mut first = pin!(audit.write(vec![entry(1)]));
     begin(&mut first).await;
-    is_here.recv().expect("it syncs");
+    is_here.recv_timeout(PATIENCE).expect("it syncs");
     let began = tokio::time::Instant::now();
 
     let many = (0..limits::AUDIT_QUEUE_MAX as u64 + 5).map(|mark| audit.write(vec![entry(mark)]));
@@ -550,7 +554,7 @@ async fn refusals_that_cannot_be_written_are_told_later() {
     let (is_here, go) = test.disk.hold();
     test.disk.fail_in(1, broken);
     audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
-    is_here.recv().expect("it syncs");
+    is_here.recv_timeout(PATIENCE).expect("it syncs");
     go.send(()).expect("it waits");
 
     audit.write(vec![entry(1)]).await.expect("it works again");
@@ -574,7 +578,7 @@ async fn what_was_left_out_is_told_when_its_minute_is_over() {
 
     // Nobody writes anything else.
     while left_out(&test.lines()).is_empty() {
-        is_here.recv_timeout(Duration::from_secs(10)).expect("it writes by itself");
+        is_here.recv_timeout(PATIENCE).expect("it writes by itself");
         let next = test.disk.hold();
         go.send(()).expect("it waits");
         (is_here, go) = next;
