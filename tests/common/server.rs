@@ -4,12 +4,14 @@ use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
 
 use fts::{
     server::{
-        Options, Security, Server,
+        Listeners, Options, Security, Server,
+        audit::Audit,
         coordinator::{Coordinator, Retention},
         files,
         guard::ClearText,
         landing::{Disk, Marks, RealDisk},
-        store::{Store, sqlite::SqliteStore},
+        store::{Store, credentials::Credentials, sqlite::SqliteStore},
+        tls::Tls,
     },
     shutdown::Shutdown,
     wire::proto::{self, control_client::ControlClient},
@@ -27,6 +29,10 @@ pub struct Setup {
     pub marks: Marks,
     pub clear_text: ClearText,
     pub drain_wait: Duration,
+    /// Of certificates that a secured server issues.
+    pub certificate_life: Duration,
+    /// A listener of its own for operators.
+    pub control: Option<TcpListener>,
 }
 
 impl Default for Setup {
@@ -39,6 +45,8 @@ impl Default for Setup {
             marks: Marks::default(),
             clear_text: ClearText::LoopbackOnly,
             drain_wait: fts::limits::DRAIN_WAIT,
+            certificate_life: fts::limits::CLIENT_CERTIFICATE_LIFE,
+            control: None,
         }
     }
 }
@@ -46,6 +54,9 @@ impl Default for Setup {
 pub struct TestServer {
     pub address: SocketAddr,
     pub coordinator: Arc<Coordinator>,
+    pub credentials: Arc<dyn Credentials>,
+    /// Of a secured one.
+    pub tls: Option<Arc<Tls>>,
     pub shutdown: Shutdown,
     dir: Arc<TempDir>,
     serving: JoinHandle<Result<bool, fts::server::ServeError>>,
@@ -62,6 +73,21 @@ impl TestServer {
 
     /// Starts on a directory that an earlier server may have left, and on a given port.
     pub async fn start_in(dir: Arc<TempDir>, setup: Setup, port: u16) -> Self {
+        Self::start_as(dir, setup, port, None).await
+    }
+
+    /// Starts one that asks for TLS and credentials.
+    pub async fn start_secured(setup: Setup) -> Self {
+        let dir = Arc::new(TempDir::new().expect("a directory"));
+        Self::start_secured_in(dir, setup, 0).await
+    }
+
+    pub async fn start_secured_in(dir: Arc<TempDir>, setup: Setup, port: u16) -> Self {
+        let tls = Arc::new(super::secured::open_tls(dir.path()));
+        Self::start_as(dir, setup, port, Some(tls)).await
+    }
+
+    async fn start_as(dir: Arc<TempDir>, setup: Setup, port: u16, tls: Option<Arc<Tls>>) -> Self {
         let url = format!("sqlite:{}", dir.path().join("fts.db").display());
         let sqlite = Arc::new(SqliteStore::open(&url).await.expect("a store"));
         let store: Arc<dyn Store> = sqlite.clone();
@@ -73,11 +99,14 @@ impl TestServer {
         let shutdown = Shutdown::new();
         let server = Server::new(Options {
             store,
-            credentials: sqlite,
+            credentials: sqlite.clone(),
             landing,
-            security: Security::Clear(setup.clear_text),
-            audit: None,
-            certificate_life: fts::limits::CLIENT_CERTIFICATE_LIFE,
+            security: match &tls {
+                Some(tls) => Security::Tls(Arc::clone(tls)),
+                None => Security::Clear(setup.clear_text),
+            },
+            audit: tls.is_some().then(|| Audit::open(dir.path()).expect("an audit")),
+            certificate_life: setup.certificate_life,
             heartbeat: setup.heartbeat,
             retention: setup.retention,
             uploads_max: setup.uploads_max,
@@ -85,8 +114,9 @@ impl TestServer {
             shutdown: shutdown.clone(),
         });
         let coordinator = Arc::clone(server.coordinator());
-        let serving = shutdown_spawn(server, listener);
-        Self { address, coordinator, shutdown, dir, serving }
+        let listeners = Listeners { main: listener, control: setup.control, socket: None };
+        let serving = shutdown_spawn(server, listeners);
+        Self { address, coordinator, credentials: sqlite, tls, shutdown, dir, serving }
     }
 
     pub fn url(&self) -> String {
@@ -228,9 +258,9 @@ impl TestServer {
 #[allow(clippy::disallowed_methods)] // the test waits for it
 fn shutdown_spawn(
     server: Server,
-    listener: TcpListener,
+    listeners: Listeners,
 ) -> JoinHandle<Result<bool, fts::server::ServeError>> {
-    tokio::spawn(server.serve(listener))
+    tokio::spawn(server.serve(listeners))
 }
 
 pub fn is_final(state: proto::State) -> bool {
