@@ -485,6 +485,20 @@ async fn a_closed_audit_has_written_what_it_took_and_takes_nothing_more() {
 }
 
 #[tokio::test]
+async fn who_comes_while_it_closes_is_told_so() {
+    let test = Test::new();
+    let audit = test.open();
+    let desk = &audit.shared.0;
+    let place = Arc::clone(&desk.places).acquire_owned().await.expect("there are many");
+    audit.close().await;
+
+    let (answer, _answered) = oneshot::channel();
+    let taken = desk.take_in(Job { entries: vec![entry(1)], answer, place });
+
+    assert!(matches!(taken, Err(AuditError::Closed)));
+}
+
+#[tokio::test]
 async fn without_its_owners_it_ends() {
     let test = Test::new();
     let audit = test.open();

@@ -248,6 +248,23 @@ async fn bytes_that_came_before_the_records_were_asked_count_once() {
     assert!(quotas.client_held_until(&client(1)).is_some());
 }
 
+#[tokio::test(start_paused = true)]
+async fn two_who_ask_the_records_at_once_count_their_answer_once() {
+    let quotas = Quotas::new(all_limits(100));
+    let party = Party::Client(client(1));
+    let answers = async |_, _| Ok::<_, TestError>(used(0, 60));
+    let slow = async |_, _| {
+        tokio::time::sleep(HOUR).await;
+        Ok::<_, TestError>(used(0, 60))
+    };
+
+    let (first, second) =
+        tokio::join!(quotas.get_to_know(&party, &slow), quotas.get_to_know(&party, &answers));
+
+    assert!(first.is_ok() && second.is_ok());
+    assert_eq!(quotas.client_held_until(&client(1)), None, "60, not 120");
+}
+
 #[tokio::test]
 async fn without_an_answer_of_the_records_nothing_is_admitted_or_counted() {
     let quotas = Quotas::new(all_limits(1));
