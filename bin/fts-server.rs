@@ -135,6 +135,7 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         certificate_life: config.certificate_life,
         heartbeat: config.heartbeat,
         retention: config.retention,
+        quotas: config.quotas.clone(),
         uploads_max: config.uploads_max,
         drain_wait: limits::DRAIN_WAIT,
         shutdown: shutdown.clone(),

@@ -49,7 +49,6 @@ mod page;
 mod places;
 mod preauth;
 pub mod quotas;
-
 mod session;
 mod sessions;
 pub mod store;
@@ -71,6 +70,7 @@ use guard::ClearText;
 use landing::Landing;
 use listener::Reception;
 use metrics::Metrics;
+use quotas::QuotaLimits;
 use store::{Store, credentials::Credentials};
 use tls::Tls;
 
@@ -111,6 +111,7 @@ pub struct Options {
     /// What clients are told to send; the other deadlines scale with it.
     pub heartbeat: Duration,
     pub retention: Retention,
+    pub quotas: QuotaLimits,
     /// Uploads that it takes at a time.
     pub uploads_max: usize,
     /// How long running uploads may take to finish once the shutdown drains.
@@ -154,6 +155,7 @@ impl Server {
             shutdown: options.shutdown.clone(),
             heartbeat: options.heartbeat,
             retention: options.retention,
+            quotas: options.quotas,
             uploads_max: options.uploads_max,
         });
         Self {

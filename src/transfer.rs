@@ -98,6 +98,8 @@ pub enum WaitingReason {
     Stalled,
     /// Its command is about to go out.
     Due,
+    /// The client has sent as much as it may in a day.
+    Quota,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -69,6 +69,7 @@ pub(super) fn waiting(transfer: &Transfer, last_seen: Option<SystemTime>) -> Opt
         },
         WaitingReason::ServerDiskLow => "the server's disk is almost full, or not there".to_owned(),
         WaitingReason::Throttled => "a cap on the rate holds it back".to_owned(),
+        WaitingReason::Quota => "its client has sent as much as it may in a day".to_owned(),
         WaitingReason::Stalled => "nothing comes, although the client is there".to_owned(),
         WaitingReason::ClientPolicyWindow => {
             format!("the policy of client {client} allows it only at certain hours")

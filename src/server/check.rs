@@ -13,6 +13,7 @@ use super::{
     error::Error,
     landing::Landing,
     metrics::Metrics,
+    quotas::QuotaLimits,
     store::{Records, TransferFilter},
 };
 use crate::{
@@ -103,6 +104,7 @@ pub async fn check(records: Records, landing: Landing, scrub: bool) -> Result<Re
         shutdown: Shutdown::new(),
         heartbeat: limits::HEARTBEAT,
         retention: Retention::default(),
+        quotas: QuotaLimits::default(),
         uploads_max: limits::UPLOADS_MAX,
     });
     let repaired = coordinator.repair().await?;

@@ -2,170 +2,18 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Parser, Subcommand};
-use serde::Deserialize;
-
-use super::{command::AdminCommand, coordinator::Retention, landing::Marks, tls::OwnCertificate};
+use super::{coordinator::Retention, landing::Marks, quotas::QuotaLimits, tls::OwnCertificate};
 use crate::{
     limits,
     settings::{self, ConfigError, Picker, Setting},
     telemetry::LogFormat,
 };
 
-/// Pulls files, verified, from machines behind NAT: the server.
-///
-/// It listens on loopback only, unless told otherwise. gRPC, HTTP/JSON, health, reflection and
-/// metrics share one port.
-#[allow(clippy::doc_markdown, rustdoc::bare_urls)] // the comments are the text of --help
-#[derive(Debug, Parser)]
-#[command(name = "fts-server", version, after_help = AFTER_HELP)]
-#[command(args_conflicts_with_subcommands = true)]
-pub struct Cli {
-    #[command(flatten)]
-    pub args: Args,
-    #[command(subcommand)]
-    pub command: Option<Command>,
-}
+mod args;
 
-/// What else the program does.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Settle what a crash left, as every start does, and report what is wrong between the records
-    /// and the files. No server may run on the data directory meanwhile.
-    ///
-    /// Exit codes: 0 all is well, 1 something is not, 78 bad configuration.
-    Check(Check),
-    /// Make this server ask for credentials: an authority, a certificate, and the first operator,
-    /// whose token is printed once, on standard output
-    Init(Init),
-    /// Look at the configuration
-    #[command(subcommand)]
-    Config(ConfigCommand),
-    #[command(flatten)]
-    Admin(AdminCommand),
-}
+pub use args::{Args, Check, Cli, Command, ConfigCommand, Init};
 
-#[derive(Debug, clap::Args)]
-pub struct Init {
-    /// What clients and operators call this server: a host name or an address; repeatable. It is
-    /// also known as localhost
-    #[arg(long = "name", value_name = "NAME", required = true)]
-    pub names: Vec<String>,
-    #[command(flatten)]
-    pub args: Args,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
-    /// Print the effective values and where each came from; secrets are masked
-    Check {
-        #[command(flatten)]
-        args: Box<Args>,
-    },
-}
-
-#[derive(Debug, clap::Args)]
-pub struct Check {
-    /// Read every landed file again, and compare it with the BLAKE3 in its record
-    #[arg(long)]
-    pub scrub: bool,
-    #[command(flatten)]
-    pub args: Args,
-}
-
-/// The flags of a server, as typed.
-#[allow(clippy::doc_markdown, rustdoc::bare_urls)] // the comments are the text of --help
-#[derive(Debug, Default, clap::Args)]
-pub struct Args {
-    /// Address to listen on [default: 127.0.0.1:3000, or 127.0.0.1:$PORT]
-    #[arg(long, value_name = "ADDR", env = "FTS_LISTEN")]
-    pub listen: Option<String>,
-    /// Listen here for operators (gRPC Control, HTTP, dashboard, metrics), and on --listen for clients
-    /// alone [default: one address for both]
-    #[arg(long, value_name = "ADDR", env = "FTS_CONTROL_LISTEN")]
-    pub control_listen: Option<String>,
-    /// The server's certificate and the chain behind it, PEM, if it is not of its own authority
-    #[arg(long, value_name = "FILE", env = "FTS_TLS_CERT")]
-    pub tls_cert: Option<String>,
-    /// Its private key, PEM
-    #[arg(long, value_name = "FILE", env = "FTS_TLS_KEY")]
-    pub tls_key: Option<String>,
-    /// How long certificates of clients last; they renew themselves at two thirds [default: 7d]
-    #[arg(long, value_name = "TIME", env = "FTS_CERTIFICATE_LIFE")]
-    pub certificate_life: Option<String>,
-    /// Directory of everything the server keeps (0700) [default: ./fts-data]
-    #[arg(long, value_name = "DIR", env = "FTS_DATA_DIR")]
-    pub data_dir: Option<String>,
-    /// Record store: sqlite:PATH [default: sqlite:DATA_DIR/fts.db]
-    #[arg(long, value_name = "URL", env = "FTS_STORE")]
-    pub store: Option<String>,
-    /// Where files land: file:///DIR [default: DATA_DIR/files]
-    #[arg(long, value_name = "URL", env = "FTS_SINK")]
-    pub sink: Option<String>,
-    /// Pause between heartbeats of clients; the deadlines of sessions scale with it [default: 25s]
-    #[arg(long, value_name = "TIME", env = "FTS_HEARTBEAT")]
-    pub heartbeat: Option<String>,
-    /// Delete the bytes of landed files after this long, such as 30d [default: never]
-    #[arg(long, value_name = "TIME", env = "FTS_KEEP")]
-    pub keep: Option<String>,
-    /// Delete the oldest landed files beyond this much in total, such as 500GB [default: never]
-    #[arg(long, value_name = "SIZE", env = "FTS_KEEP_BYTES")]
-    pub keep_bytes: Option<String>,
-    /// Free bytes below which nothing new is begun; waiting transfers say SERVER_DISK_LOW [default: the
-    /// smaller of 1GiB and 5 % of the disk]
-    #[arg(long, value_name = "SIZE", env = "FTS_DISK_LOW")]
-    pub disk_low: Option<String>,
-    /// Free bytes above which it goes on; needs --disk-low [default: twice --disk-low]
-    #[arg(long, value_name = "SIZE", env = "FTS_DISK_HIGH")]
-    pub disk_high: Option<String>,
-    /// Take the directory of files as it is, although it is not the one of the records: what is not
-    /// there counts as lost. For one start only: it also takes a mount point without its mount
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "FTS_NEW_FILES")]
-    pub new_files: Option<String>,
-    /// Uploads taken at a time, 1 to 256; more transfers wait with SERVER_BUSY [default: 256]
-    #[arg(long, value_name = "N", env = "FTS_MAX_UPLOADS")]
-    pub max_uploads: Option<String>,
-    /// Write the address that is listened on to this file, once it is (for scripts, with port 0)
-    #[arg(long, value_name = "FILE", env = "FTS_PORT_FILE")]
-    pub port_file: Option<String>,
-    /// Listen beyond loopback in clear text, without credentials: test networks only
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", env = "FTS_INSECURE")]
-    pub insecure: Option<String>,
-    /// Log lines: text or json [default: text on a terminal, else json]; RUST_LOG filters them
-    #[arg(long, value_name = "FORMAT", env = "FTS_LOG_FORMAT")]
-    pub log_format: Option<String>,
-    /// TOML file with any of these settings, spelled with underscores
-    #[arg(long, value_name = "FILE", env = "FTS_CONFIG")]
-    pub config: Option<PathBuf>,
-}
-
-const AFTER_HELP: &str = "\
-A flag wins over its FTS_ variable, that over a short one (PORT), and that over the file.
-Exit codes: 0 stopped as asked, 1 failed, 2 usage, 78 bad configuration (every problem at once).";
-
-/// The file's keys: as the flags, with underscores.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[allow(clippy::struct_field_names)] // the keys are the flags' names
-struct File {
-    listen: Option<String>,
-    control_listen: Option<String>,
-    tls_cert: Option<String>,
-    tls_key: Option<String>,
-    certificate_life: Option<String>,
-    data_dir: Option<String>,
-    store: Option<String>,
-    sink: Option<String>,
-    heartbeat: Option<String>,
-    keep: Option<String>,
-    keep_bytes: Option<String>,
-    disk_low: Option<String>,
-    disk_high: Option<String>,
-    max_uploads: Option<u32>,
-    port_file: Option<String>,
-    insecure: Option<bool>,
-    log_format: Option<String>,
-}
+use args::File;
 
 /// A configuration that has been checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,6 +30,7 @@ pub struct Config {
     pub heartbeat: Duration,
     pub retention: Retention,
     pub marks: Marks,
+    pub quotas: QuotaLimits,
     /// Take a directory of files that the records do not know.
     pub new_files: bool,
     pub uploads_max: usize,
@@ -202,7 +51,7 @@ impl Config {
         let picked = |name: &str| settings.iter().find(|setting| setting.name == name);
         let line = |(name, value): (&str, String)| {
             let origin = picked(name).map_or("default", |setting| setting.origin.as_str());
-            format!("{name:<17} {value:<30} {origin}\n")
+            format!("{name:<28} {value:<30} {origin}\n")
         };
         Ok(config.shown().into_iter().map(line).collect())
     }
@@ -210,6 +59,7 @@ impl Config {
     /// Each value as it holds. There is no secret among them.
     fn shown(&self) -> Vec<(&'static str, String)> {
         let or_none = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
+        let number = |number: Option<u64>| or_none(number.map(|number| number.to_string()));
         let time = |time: Duration| humantime::format_duration(time).to_string();
         let path = |path: &PathBuf| path.display().to_string();
         let own = self.own_certificate.as_ref();
@@ -225,9 +75,14 @@ impl Config {
             ("sink", path(&self.sink)),
             ("heartbeat", time(self.heartbeat)),
             ("keep", or_none(self.retention.keep.map(time))),
-            ("keep-bytes", or_none(self.retention.keep_bytes.map(|bytes| bytes.to_string()))),
-            ("disk-low", or_none(self.marks.low.map(|bytes| bytes.to_string()))),
-            ("disk-high", or_none(self.marks.high.map(|bytes| bytes.to_string()))),
+            ("keep-bytes", number(self.retention.keep_bytes)),
+            ("disk-low", number(self.marks.low)),
+            ("disk-high", number(self.marks.high)),
+            ("client-bytes-per-day", number(self.quotas.client_bytes_per_day)),
+            ("client-transfers-per-day", number(self.quotas.client_transfers_per_day)),
+            ("operator-bytes-per-day", number(self.quotas.operator_bytes_per_day)),
+            ("operator-transfers-per-day", number(self.quotas.operator_transfers_per_day)),
+            ("operator-triggers-per-minute", self.quotas.operator_triggers_per_minute.to_string()),
             ("max-uploads", self.uploads_max.to_string()),
             ("port-file", or_none(self.port_file.as_ref().map(path))),
             ("insecure", self.insecure.to_string()),
@@ -235,9 +90,10 @@ impl Config {
         ]
     }
 
-    fn picked(args: Args) -> Result<(Self, Vec<Setting>), ConfigError> {
+    fn picked(mut args: Args) -> Result<(Self, Vec<Setting>), ConfigError> {
         let mut pick = Picker::new();
-        let file: File = pick.take(settings::read_file(args.config.as_deref()));
+        let mut file: File = pick.take(settings::read_file(args.config.as_deref()));
+        let quotas = quotas(&mut pick, &mut args, &mut file);
         let port = pick.pick(("port", None), Some("PORT"), None, port);
         let listen = pick
             .pick(("listen", args.listen), None, None, address)
@@ -288,6 +144,7 @@ impl Config {
             heartbeat: heartbeat.unwrap_or(limits::HEARTBEAT),
             retention: Retention { keep, keep_bytes },
             marks,
+            quotas,
             new_files: new_files.unwrap_or(false),
             uploads_max: uploads_max.unwrap_or(limits::UPLOADS_MAX),
             port_file,
@@ -296,6 +153,44 @@ impl Config {
         };
         let settings = pick.settings().to_vec();
         pick.finish((config, settings))
+    }
+}
+
+fn quotas(pick: &mut Picker, args: &mut Args, file: &mut File) -> QuotaLimits {
+    let text = |number: Option<u64>| number.map(|number| number.to_string());
+    QuotaLimits {
+        client_bytes_per_day: pick.pick(
+            ("client-bytes-per-day", args.client_bytes_per_day.take()),
+            None,
+            file.client_bytes_per_day.take(),
+            settings::size,
+        ),
+        client_transfers_per_day: pick.pick(
+            ("client-transfers-per-day", args.client_transfers_per_day.take()),
+            None,
+            text(file.client_transfers_per_day.take()),
+            number,
+        ),
+        operator_bytes_per_day: pick.pick(
+            ("operator-bytes-per-day", args.operator_bytes_per_day.take()),
+            None,
+            file.operator_bytes_per_day.take(),
+            settings::size,
+        ),
+        operator_transfers_per_day: pick.pick(
+            ("operator-transfers-per-day", args.operator_transfers_per_day.take()),
+            None,
+            text(file.operator_transfers_per_day.take()),
+            number,
+        ),
+        operator_triggers_per_minute: pick
+            .pick(
+                ("operator-triggers-per-minute", args.operator_triggers_per_minute.take()),
+                None,
+                text(file.operator_triggers_per_minute.take()),
+                number,
+            )
+            .unwrap_or(limits::TRIGGERS_PER_MINUTE),
     }
 }
 
@@ -395,6 +290,10 @@ fn sink_url(text: &str) -> Result<PathBuf, String> {
     }
 }
 
+fn number<N: std::str::FromStr>(text: &str) -> Result<N, String> {
+    text.parse().map_err(|_| "not a number".to_owned())
+}
+
 fn uploads_of(text: &str) -> Result<usize, String> {
     let uploads = text.parse().ok().filter(|uploads| (1..=limits::UPLOADS_MAX).contains(uploads));
     uploads.ok_or_else(|| format!("not a number from 1 to {}", limits::UPLOADS_MAX))
@@ -421,6 +320,8 @@ fn heartbeat(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
 
     fn args(args: &[&str]) -> Args {

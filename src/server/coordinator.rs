@@ -16,6 +16,7 @@ use super::{
     error::Error,
     landing::{Landing, LandingError},
     metrics::Metrics,
+    quotas::{QuotaLimits, Quotas},
     sessions::Sessions,
     store::{Applied, Created, Store, TransferFilter, credentials::Credentials},
     uploads::Uploads,
@@ -62,6 +63,7 @@ pub struct Parts {
     pub shutdown: Shutdown,
     pub heartbeat: Duration,
     pub retention: Retention,
+    pub quotas: QuotaLimits,
     pub uploads_max: usize,
 }
 
@@ -78,6 +80,7 @@ pub struct Coordinator {
     pub(super) sessions: Sessions,
     pub(super) uploads: Arc<Uploads>,
     retention: Retention,
+    pub(super) quotas: Quotas,
     /// Files that landed, and whose records may not say so.
     doubtful: Mutex<Vec<AttemptId>>,
     disk_waits: Mutex<DiskWaits>,
@@ -104,6 +107,7 @@ impl Coordinator {
             sessions: Sessions::new(parts.heartbeat),
             uploads: Arc::new(Uploads::new(parts.uploads_max)),
             retention: parts.retention,
+            quotas: Quotas::new(parts.quotas),
             doubtful: Mutex::default(),
             disk_waits: Mutex::default(),
             changes: broadcast::channel(limits::WATCH_LAG_MAX).0,
@@ -118,6 +122,10 @@ impl Coordinator {
             return Err(Error::refused(Reason::Draining, "the server is shutting down"));
         }
         let client = request.client.clone();
+        let used = |party, since| async move { Ok(self.store.usage(&party, since).await?) };
+        let admitted =
+            self.quotas.admit_trigger::<_, _, Error>(request.operator.as_ref(), &client, used);
+        admitted.await?;
         let transfer = Transfer::new(TransferId::generate(), request, UnixMs::now());
         let this = Arc::clone(self);
         let created = self

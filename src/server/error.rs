@@ -3,7 +3,7 @@
 
 use tonic::Status;
 
-use super::{landing::LandingError, store::StoreError};
+use super::{landing::LandingError, quotas::OverQuota, store::StoreError};
 use crate::{
     ids::IdError,
     status::{self, Reason},
@@ -24,6 +24,8 @@ pub enum Error {
     WrongOffset { expected: u64 },
     #[error(transparent)]
     Id(#[from] IdError),
+    #[error(transparent)]
+    OverQuota(#[from] OverQuota),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -48,6 +50,7 @@ impl Error {
             }
             Self::WrongOffset { .. } => Reason::WrongOffset,
             Self::Id(_) => Reason::InvalidArgument,
+            Self::OverQuota(_) => Reason::OverQuota,
             Self::Store(_) => Reason::Unavailable,
             Self::Landing(_) => Reason::ServerIo,
             Self::Internal(_) => Reason::Internal,
@@ -61,6 +64,7 @@ impl Error {
             Self::Step(err) => err.to_string(),
             Self::WrongOffset { .. } => self.to_string(),
             Self::Id(err) => err.to_string(),
+            Self::OverQuota(over) => over.to_string(),
             Self::Store(_) => "the record store is unavailable; try again later".to_owned(),
             Self::Landing(_) => "the server's disk cannot serve this now".to_owned(),
             Self::Internal(_) => "internal error".to_owned(),
@@ -86,7 +90,11 @@ impl Error {
                     "could not serve a request"
                 );
             }
-            Self::Refused { .. } | Self::Step(_) | Self::WrongOffset { .. } | Self::Id(_) => {}
+            Self::Refused { .. }
+            | Self::Step(_)
+            | Self::WrongOffset { .. }
+            | Self::Id(_)
+            | Self::OverQuota(_) => {}
         }
     }
 }

@@ -206,6 +206,8 @@ impl Ingest {
                 }
             };
             self.entered.note_received(len);
+            let (client, operator) = (&self.transfer.client, self.transfer.operator.as_ref());
+            self.coordinator.quotas.note_bytes(client, operator, len);
             self.coordinator.metrics.bytes_received(len);
             self.entered.note_done(verifier.next_offset());
             if sink.write(data, value).await.is_err() {

@@ -11,8 +11,9 @@ use std::{
 
 use tokio::time::Instant;
 
+use super::store::{Party, Usage};
 use crate::{
-    ids::{ClientId, UnixMs},
+    ids::{ClientId, OperatorName, UnixMs},
     limits,
 };
 
@@ -20,8 +21,6 @@ mod parties;
 #[cfg(test)]
 mod tests;
 mod window;
-
-pub use window::Usage;
 
 use parties::{Parties, Used};
 use window::{HOUR, Window};
@@ -34,8 +33,6 @@ pub struct QuotaLimits {
     pub operator_bytes_per_day: Option<u64>,
     pub operator_transfers_per_day: Option<u64>,
     pub operator_triggers_per_minute: u32,
-    /// Transfers of one client that have not ended; the records alone know, and see to it.
-    pub client_unfinished_max: u64,
 }
 
 impl Default for QuotaLimits {
@@ -46,7 +43,6 @@ impl Default for QuotaLimits {
             operator_bytes_per_day: None,
             operator_transfers_per_day: None,
             operator_triggers_per_minute: limits::TRIGGERS_PER_MINUTE,
-            client_unfinished_max: limits::UNFINISHED_PER_CLIENT_MAX,
         }
     }
 }
@@ -59,13 +55,6 @@ impl QuotaLimits {
     fn has_operator_day(&self) -> bool {
         self.operator_bytes_per_day.is_some() || self.operator_transfers_per_day.is_some()
     }
-}
-
-/// Whose use is counted.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Party {
-    Client(ClientId),
-    Operator(String),
 }
 
 /// A quota that can be used up.
@@ -116,7 +105,7 @@ pub struct Quotas {
 
 struct Everybody {
     clients: Parties<ClientId>,
-    operators: Parties<String>,
+    operators: Parties<OperatorName>,
 }
 
 impl Quotas {
@@ -141,7 +130,7 @@ impl Quotas {
     /// no quota needs it.
     pub async fn admit_trigger<S, F, E>(
         &self,
-        operator: Option<&str>,
+        operator: Option<&OperatorName>,
         client: &ClientId,
         seed: S,
     ) -> Result<(), E>
@@ -151,7 +140,7 @@ impl Quotas {
         E: From<OverQuota>,
     {
         if let Some(operator) = operator {
-            self.get_to_know(&Party::Operator(operator.to_owned()), &seed).await?;
+            self.get_to_know(&Party::Operator(operator.clone()), &seed).await?;
         }
         self.get_to_know(&Party::Client(client.clone()), &seed).await?;
         Ok(self.try_admit(self.now(), operator, client)?)
@@ -189,7 +178,7 @@ impl Quotas {
     fn try_admit(
         &self,
         now: Duration,
-        operator: Option<&str>,
+        operator: Option<&OperatorName>,
         client: &ClientId,
     ) -> Result<(), OverQuota> {
         let limits = &self.limits;
@@ -205,7 +194,7 @@ impl Quotas {
             over(Quota::OperatorBytes, wait)?;
         }
         let client = limits.has_client_day().then(|| used.clients.of(client));
-        let one = Usage { transfers: 1, bytes: 0 };
+        let one = Usage { transfers: 1, received_bytes: 0 };
         if let Some(used) = client {
             let wait = used.wait_for_transfers(now, limits.client_transfers_per_day);
             over(Quota::ClientTransfers, wait)?;
@@ -220,12 +209,18 @@ impl Quotas {
     }
 
     /// Counts bytes that came.
-    pub fn note_bytes(&self, client: &ClientId, operator: Option<&str>, bytes: u64) {
+    pub fn note_bytes(&self, client: &ClientId, operator: Option<&OperatorName>, bytes: u64) {
         self.note_bytes_at(self.now(), client, operator, bytes);
     }
 
-    fn note_bytes_at(&self, now: Duration, client: &ClientId, operator: Option<&str>, bytes: u64) {
-        let came = Usage { transfers: 0, bytes };
+    fn note_bytes_at(
+        &self,
+        now: Duration,
+        client: &ClientId,
+        operator: Option<&OperatorName>,
+        bytes: u64,
+    ) {
+        let came = Usage { transfers: 0, received_bytes: bytes };
         if self.limits.client_bytes_per_day.is_some() {
             self.lock().clients.of(client).window.add(now, came);
         }
@@ -262,7 +257,7 @@ impl Everybody {
     fn of(&mut self, party: &Party) -> &mut Used {
         match party {
             Party::Client(client) => self.clients.of(client),
-            Party::Operator(operator) => self.operators.of(operator.as_str()),
+            Party::Operator(operator) => self.operators.of(operator),
         }
     }
 }
@@ -283,7 +278,7 @@ impl Used {
     }
 
     fn wait_for_bytes(&mut self, now: Duration, limit: Option<u64>) -> Option<Duration> {
-        limit.and_then(|limit| self.window.until_below(now, limit, |used| used.bytes))
+        limit.and_then(|limit| self.window.until_below(now, limit, |used| used.received_bytes))
     }
 }
 

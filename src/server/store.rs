@@ -136,7 +136,7 @@ pub struct TransferFilter {
 }
 
 /// On whose account something is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Party {
     Client(ClientId),
     Operator(OperatorName),

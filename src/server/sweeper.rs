@@ -85,6 +85,7 @@ mod tests {
             coordinator::{Parts, Retention},
             landing::Landing,
             metrics::Metrics,
+            quotas::QuotaLimits,
             sessions::Session,
             store::{SessionOpening, memory::MemoryStore},
         },
@@ -122,6 +123,7 @@ mod tests {
             shutdown: Shutdown::new(),
             heartbeat: limits::HEARTBEAT,
             retention: Retention::default(),
+            quotas: QuotaLimits::default(),
             uploads_max: 1,
         })
     }

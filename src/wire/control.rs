@@ -221,6 +221,7 @@ impl From<WaitingReason> for proto::WaitingReason {
             WaitingReason::ServerDiskLow => Self::ServerDiskLow,
             WaitingReason::Throttled => Self::Throttled,
             WaitingReason::Stalled => Self::Stalled,
+            WaitingReason::Quota => Self::Quota,
             WaitingReason::Due => Self::Due,
             WaitingReason::Paused => Self::Paused,
             WaitingReason::ClientPolicyWindow => Self::ClientPolicyWindow,

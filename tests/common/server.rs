@@ -10,6 +10,7 @@ use fts::{
         files,
         guard::ClearText,
         landing::{Disk, Marks, RealDisk},
+        quotas::QuotaLimits,
         store::{Store, credentials::Credentials, sqlite::SqliteStore},
         tls::Tls,
     },
@@ -24,6 +25,7 @@ use tonic::transport::{Channel, Endpoint};
 pub struct Setup {
     pub heartbeat: Duration,
     pub retention: Retention,
+    pub quotas: QuotaLimits,
     pub uploads_max: usize,
     pub disk: Box<dyn Disk>,
     pub marks: Marks,
@@ -40,6 +42,7 @@ impl Default for Setup {
         Self {
             heartbeat: fts::limits::HEARTBEAT,
             retention: Retention::default(),
+            quotas: QuotaLimits::default(),
             uploads_max: fts::limits::UPLOADS_MAX,
             disk: Box::new(RealDisk),
             marks: Marks::default(),
@@ -109,6 +112,7 @@ impl TestServer {
             certificate_life: setup.certificate_life,
             heartbeat: setup.heartbeat,
             retention: setup.retention,
+            quotas: setup.quotas,
             uploads_max: setup.uploads_max,
             drain_wait: setup.drain_wait,
             shutdown: shutdown.clone(),

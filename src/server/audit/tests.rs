@@ -506,7 +506,7 @@ async fn without_its_owners_it_ends() {
     drop(audit.clone());
     audit.write(vec![entry(1)]).await.expect("a clone is gone, not all");
     drop(audit);
-    let ended = tokio::time::timeout(PATIENCE, desk.ended.cancelled()).await;
+    let ended = timeout(PATIENCE, desk.ended.cancelled()).await;
     ended.expect("it ends");
 }
 

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::{Coordinator, attempt_of};
 use crate::{
-    ids::{AttemptId, TransferId, UnixMs},
+    ids::{AttemptId, ClientId, TransferId, UnixMs},
     limits,
     server::{
         error::Error,
         sessions::Session,
-        store::{Claim, Claimant, SessionOpening, TransferFilter},
+        store::{Claim, Claimant, Party, SessionOpening, TransferFilter},
         view::Presence,
     },
     status::Reason,
@@ -159,6 +159,9 @@ impl Coordinator {
         jobs_max: u32,
         offers_max: u32,
     ) -> Result<Claim, Error> {
+        if let Some(until) = self.held_until(&session.client).await? {
+            return Ok(Claim::Nothing { next_due: Some(until) });
+        }
         let claimant = Claimant {
             client: session.client.clone(),
             session: session.epoch,
@@ -177,6 +180,14 @@ impl Coordinator {
             Ok(claim)
         })
         .await
+    }
+
+    /// Returns until when a client is over its quota of bytes, if it is.
+    async fn held_until(&self, client: &ClientId) -> Result<Option<UnixMs>, Error> {
+        let used = |party, since| async move { Ok(self.store.usage(&party, since).await?) };
+        let party = Party::Client(client.clone());
+        self.quotas.get_to_know::<_, _, Error>(&party, &used).await?;
+        Ok(self.quotas.client_held_until(client))
     }
 
     /// Takes a client's answer to a command.

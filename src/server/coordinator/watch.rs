@@ -97,6 +97,10 @@ impl Coordinator {
                 let waiting = because(WaitingReason::ServerDiskLow)?;
                 Some(Waiting { since: waiting.since.max(low), ..waiting })
             }
+            _ if let Some(until) = self.quotas.client_held_until(&transfer.client) => {
+                let waiting = because(WaitingReason::Quota)?;
+                Some(Waiting { next_attempt: Some(until), ..waiting })
+            }
             _ if session.is_server_full() => because(WaitingReason::ServerBusy),
             _ if session.is_full() => because(WaitingReason::ClientBusy),
             _ => because(WaitingReason::Due),

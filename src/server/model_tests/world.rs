@@ -24,6 +24,7 @@ use crate::{
         coordinator::{Coordinator, Parts, Retention, attempt_of},
         landing::Landing,
         metrics::Metrics,
+        quotas::QuotaLimits,
         sessions::Session,
         store::memory::MemoryStore,
     },
@@ -346,6 +347,7 @@ fn server(
         metrics: Arc::clone(metrics),
         shutdown: Shutdown::new(),
         heartbeat: limits::HEARTBEAT,
+        quotas: QuotaLimits::default(),
         retention: Retention { keep: Some(KEEP), keep_bytes: None },
         uploads_max: UPLOADS_MAX,
     }))

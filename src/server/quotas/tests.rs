@@ -25,8 +25,8 @@ fn client(n: u8) -> ClientId {
     format!("client-{n}").parse().expect("an id")
 }
 
-fn operator(n: u8) -> String {
-    format!("operator-{n}")
+fn operator(n: u8) -> OperatorName {
+    format!("operator-{n}").parse().expect("a name")
 }
 
 /// What happened once.
@@ -95,7 +95,7 @@ impl Model {
         operator: Option<u8>,
         limits: &QuotaLimits,
     ) -> Result<(), OverQuota> {
-        let (transfers, bytes) = (|used: Usage| used.transfers, |used: Usage| used.bytes);
+        let (transfers, bytes) = (|used: Usage| used.transfers, |used: Usage| used.received_bytes);
         let each = Duration::from_secs(60) / limits.operator_triggers_per_minute;
         if let Some(n) = operator {
             over(Quota::OperatorTriggers, self.wait_for_trigger(now, n, each))?;
@@ -117,7 +117,7 @@ impl Model {
             at: now,
             client,
             operator,
-            used: Usage { transfers: 1, bytes: 0 },
+            used: Usage { transfers: 1, received_bytes: 0 },
         });
         Ok(())
     }
@@ -150,7 +150,6 @@ fn quota_limits() -> impl Strategy<Value = QuotaLimits> {
             operator_bytes_per_day: ob,
             operator_transfers_per_day: ot,
             operator_triggers_per_minute: minute,
-            ..QuotaLimits::default()
         }
     })
 }
@@ -169,12 +168,12 @@ proptest! {
                 Step::Trigger(c, o) => {
                     let expected = model.trigger(now, c, o, &limits);
                     let name = o.map(operator);
-                    let got = quotas.try_admit(now, name.as_deref(), &client(c));
+                    let got = quotas.try_admit(now, name.as_ref(), &client(c));
                     prop_assert_eq!(got, expected);
                 }
                 Step::Bytes(c, o, bytes) => {
-                    quotas.note_bytes_at(now, &client(c), o.map(operator).as_deref(), bytes);
-                    let used = Usage { transfers: 0, bytes };
+                    quotas.note_bytes_at(now, &client(c), o.map(operator).as_ref(), bytes);
+                    let used = Usage { transfers: 0, received_bytes: bytes };
                     model.events.push(Event { at: now, client: c, operator: o, used });
                 }
             }
@@ -183,7 +182,7 @@ proptest! {
                 // Of whom nothing was heard, nothing is known.
                 if held.is_some() || model.events.iter().any(|event| event.client == c) {
                     let limit = limits.client_bytes_per_day;
-                    let expected = model.wait(now, (of_client, c), |used| used.bytes, limit);
+                    let expected = model.wait(now, (of_client, c), |used| used.received_bytes, limit);
                     prop_assert_eq!(held, expected);
                 }
             }
@@ -202,7 +201,7 @@ fn all_limits(limit: u64) -> QuotaLimits {
 }
 
 fn used(transfers: u64, bytes: u64) -> Usage {
-    Usage { transfers, bytes }
+    Usage { transfers, received_bytes: bytes }
 }
 
 #[tokio::test(start_paused = true)]
@@ -217,7 +216,7 @@ async fn what_the_records_say_counts_and_is_forgotten_within_a_day_and_six_hours
         Ok::<_, TestError>(if is_client { used(0, hours * 10) } else { used(0, 0) })
     };
 
-    let refused = quotas.admit_trigger(Some("alice"), &client(1), &seed).await;
+    let refused = quotas.admit_trigger(Some(&operator(0)), &client(1), &seed).await;
 
     // 60 of the last six hours, and those of the six before, which may all be of their end.
     let Err(TestError::Over(refused)) = refused else { panic!("{refused:?}") };
@@ -227,10 +226,10 @@ async fn what_the_records_say_counts_and_is_forgotten_within_a_day_and_six_hours
     assert!(quotas.client_held_until(&client(1)).is_some());
     tokio::time::advance(Duration::from_millis(1)).await;
     assert_eq!(quotas.client_held_until(&client(1)), None);
-    quotas.admit_trigger(Some("alice"), &client(1), &seed).await.expect("admitted");
+    quotas.admit_trigger(Some(&operator(0)), &client(1), &seed).await.expect("admitted");
     let asked = asked.borrow();
     let clients = asked.iter().filter(|party| **party == Party::Client(client(1))).count();
-    let operators = asked.iter().filter(|p| **p == Party::Operator("alice".to_owned())).count();
+    let operators = asked.iter().filter(|p| **p == Party::Operator(operator(0))).count();
     assert_eq!((clients, operators), (4, 1), "once, and no more when there was nothing");
 }
 
@@ -272,11 +271,11 @@ async fn without_an_answer_of_the_records_nothing_is_admitted_or_counted() {
     let empty = async |_, _| Ok(used(0, 0));
 
     for _ in 0..3 {
-        let refused = quotas.admit_trigger(Some("alice"), &client(1), fails).await;
+        let refused = quotas.admit_trigger(Some(&operator(0)), &client(1), fails).await;
         assert!(matches!(refused, Err(TestError::Store)), "{refused:?}");
     }
     let admitted: Result<(), TestError> =
-        quotas.admit_trigger(Some("alice"), &client(1), empty).await;
+        quotas.admit_trigger(Some(&operator(0)), &client(1), empty).await;
 
     admitted.expect("none was counted");
 }
@@ -290,7 +289,7 @@ async fn a_refused_request_is_not_counted() {
         ..QuotaLimits::default()
     });
     let admit = async |n| -> Result<(), TestError> {
-        quotas.admit_trigger(Some("alice"), &client(n), async |_, _| Ok(used(0, 0))).await
+        quotas.admit_trigger(Some(&operator(0)), &client(n), async |_, _| Ok(used(0, 0))).await
     };
     admit(1).await.expect("the first");
     for _ in 0..5 {
@@ -310,8 +309,8 @@ async fn without_quotas_nobody_asks_the_records() {
         Err(TestError::Store)
     };
 
-    quotas.admit_trigger(Some("alice"), &client(1), seed).await.expect("admitted");
-    quotas.note_bytes(&client(1), Some("alice"), u64::MAX);
+    quotas.admit_trigger(Some(&operator(0)), &client(1), seed).await.expect("admitted");
+    quotas.note_bytes(&client(1), Some(&operator(0)), u64::MAX);
 
     assert!(!asked.get());
     assert_eq!(quotas.client_held_until(&client(1)), None);
@@ -344,7 +343,7 @@ async fn of_a_hundred_who_race_as_many_are_admitted_as_there_is_room_for() {
                 tokio::task::yield_now().await;
                 Ok::<_, TestError>(used(3, 0))
             };
-            quotas.admit_trigger(Some("alice"), &client(1), seed).await.is_ok()
+            quotas.admit_trigger(Some(&operator(0)), &client(1), seed).await.is_ok()
         });
     }
 

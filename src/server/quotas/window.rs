@@ -3,12 +3,7 @@
 
 use std::time::Duration;
 
-/// Transfers that were asked for, and bytes that were received.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub transfers: u64,
-    pub bytes: u64,
-}
+use crate::server::store::Usage;
 
 impl Usage {
     pub(super) fn is_nothing(self) -> bool {
@@ -18,19 +13,22 @@ impl Usage {
     pub(super) fn plus(self, other: Self) -> Self {
         Self {
             transfers: self.transfers.saturating_add(other.transfers),
-            bytes: self.bytes.saturating_add(other.bytes),
+            received_bytes: self.received_bytes.saturating_add(other.received_bytes),
         }
     }
 
     pub(super) fn minus(self, other: Self) -> Self {
         Self {
             transfers: self.transfers.saturating_sub(other.transfers),
-            bytes: self.bytes.saturating_sub(other.bytes),
+            received_bytes: self.received_bytes.saturating_sub(other.received_bytes),
         }
     }
 
     fn max(self, other: Self) -> Self {
-        Self { transfers: self.transfers.max(other.transfers), bytes: self.bytes.max(other.bytes) }
+        Self {
+            transfers: self.transfers.max(other.transfers),
+            received_bytes: self.received_bytes.max(other.received_bytes),
+        }
     }
 }
 
