@@ -1,20 +1,25 @@
 //! The client program: parses, builds, runs until a signal.
 
-use std::process::ExitCode;
+use std::{env, io::Write as _, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use fts::{
     client::{
         Client,
-        config::{Cli, CliCommand, ClientConfig, Flags, GenerateFile, Surroundings},
+        config::{
+            Cli, CliCommand, ClientConfig, ConfigCommand, Flags, GenerateFile, JoinFlags,
+            Surroundings,
+        },
         demo_file,
+        join::{JoinError, join},
         reload::Reload,
     },
     limits,
     settings::ConfigError,
     shutdown::{self, Shutdown},
     telemetry,
+    token::Secret,
 };
 use rustix::process::{getpriority_process, setpriority_process};
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,15 +31,65 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match cli.command {
         Some(CliCommand::GenerateFile(wish)) => generate_file(wish),
+        Some(CliCommand::Join(flags)) => join_server(flags),
+        Some(CliCommand::Config(ConfigCommand::Check(flags))) => check(flags),
         None => run(cli.flags),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(err) => {
             eprintln!("fts-client: {err:#}");
-            if err.is::<ConfigError>() { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
+            exit_code(&err)
         }
     }
+}
+
+fn exit_code(err: &anyhow::Error) -> ExitCode {
+    if err.is::<ConfigError>() {
+        return ExitCode::from(EX_CONFIG);
+    }
+    err.downcast_ref::<JoinError>().map_or(ExitCode::FAILURE, |err| ExitCode::from(err.exit_code()))
+}
+
+/// Makes this machine a client, and says what comes next.
+fn join_server(flags: JoinFlags) -> anyhow::Result<()> {
+    let token = env::var("FTS_JOIN_TOKEN").ok().map(Secret::new);
+    let plan = flags.resolve(&Surroundings::of_process(), token)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let joined = runtime.block_on(join(plan))?;
+    for warning in &joined.warnings {
+        eprintln!("fts-client: {warning}");
+    }
+    eprintln!(
+        "joined {} as {}; the key is in {}",
+        joined.server,
+        joined.id,
+        joined.state_dir.display()
+    );
+    if joined.is_pending {
+        eprintln!(
+            "an operator has yet to approve it, on the server: fts-server clients approve {}",
+            joined.id
+        );
+    }
+    if joined.shares {
+        eprintln!("from now on: fts-client");
+    } else {
+        eprintln!("from now on: fts-client --allow DIR, with the files that the server may read");
+    }
+    Ok(())
+}
+
+/// Says which settings hold, and where each came from.
+fn check(flags: Flags) -> anyhow::Result<()> {
+    let (settings, good) = flags.check(&Surroundings::of_process());
+    let width = settings.iter().map(|setting| setting.name.len()).max().unwrap_or(0);
+    let mut out = std::io::stdout().lock();
+    for setting in settings {
+        let (name, value, origin) = (setting.name, setting.shown, setting.origin);
+        writeln!(out, "{name:width$}  {value}  ({origin})")?;
+    }
+    Ok(good?)
 }
 
 fn generate_file(wish: GenerateFile) -> anyhow::Result<()> {

@@ -3,12 +3,14 @@
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
+use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 pub mod allowance;
 pub mod config;
 pub mod demo_file;
+pub mod join;
 pub mod reload;
 mod resume;
 pub mod state_dir;
@@ -16,14 +18,20 @@ pub mod state_dir;
 mod board;
 mod data_connection;
 mod dial;
-#[cfg(test)]
+mod enrolment;
+#[cfg(all(test, feature = "server"))] // For the generated servers.
+mod fake_enrolment;
+#[cfg(all(test, feature = "server"))]
 mod fake_server;
+mod identity;
 mod jobs;
+mod joined;
 mod link;
 mod pace;
 mod page_cache;
 mod policy;
 mod reader;
+mod renewal;
 mod session;
 mod source;
 mod status_page;
@@ -37,18 +45,14 @@ use demo_file::Made;
 use dial::Dialer;
 use jobs::Jobs;
 use link::Link;
+use renewal::{Renewal, Standing};
 use source::Source;
 use state_dir::StateDir;
 use status_page::StatusPage;
 use upload::{Uploader, log_path};
 
 use crate::{
-    ids::InstanceId,
-    limits,
-    route::{Proxies, Route},
-    settings::ConfigError,
-    shutdown::Shutdown,
-    tls::Trust,
+    ids::InstanceId, limits, route::Route, settings::ConfigError, shutdown::Shutdown, tls::Trust,
     wire::session::Hello,
 };
 
@@ -57,6 +61,8 @@ use crate::{
 pub struct Client {
     dialer: Dialer,
     hello: Hello,
+    /// With TLS.
+    renewal: Option<Renewal>,
     shared: Shared,
     trusts_fingerprint: bool,
     source: Arc<Source>,
@@ -71,8 +77,9 @@ impl Client {
         let mut problems = Vec::new();
         let state_dir = StateDir::open(&config.state_dir);
         let state_dir = state_dir.map_err(|err| problems.push(err.to_string())).ok();
+        let way = way(&config).map_err(|problem| problems.push(problem)).ok();
         let page = StatusPage::bind(config.status).map_err(|problem| problems.push(problem)).ok();
-        let Some((state_dir, page)) = state_dir.zip(page) else {
+        let Some(((state_dir, page), (dialer, renewal))) = state_dir.zip(page).zip(way) else {
             return Err(ConfigError { problems });
         };
         let source = Arc::new(Source::new(&config.shared, Arc::new(state_dir)));
@@ -87,8 +94,6 @@ impl Client {
             default_file: source.default_file().map(|path| path.as_str().to_owned()),
             allowed_roots: roots.clone(),
         };
-        let route = Route::new(&config.server, &Trust::System, None, &Proxies::off())
-            .map_err(|err| ConfigError::from(err.to_string()))?;
         let allowance = Allowance::new(config.rate_max, config.uploads_max);
         let hello = Hello {
             client: config.id,
@@ -101,8 +106,9 @@ impl Client {
             running: Vec::new(),
         };
         Ok(Self {
-            dialer: Dialer::to(route),
+            dialer,
             hello,
+            renewal,
             shared: config.shared,
             trusts_fingerprint: config.trusts_fingerprint,
             source,
@@ -129,12 +135,21 @@ impl Client {
         let instance = self.hello.instance;
         let uploader = Uploader::new(self.source.clone(), data.clone(), instance, limiter)
             .trusting_fingerprints(self.trusts_fingerprint);
+        let standing = self.renewal.as_ref().map_or_else(Standing::without, Renewal::standing);
         let link = Link {
             jobs: Jobs::new(uploader, self.allowance, self.board.clone()),
             dialer: self.dialer,
             hello: self.hello,
+            standing,
             board: self.board.clone(),
             shutdown: shutdown.clone(),
+        };
+        let board = self.board.clone();
+        let renewal = async {
+            match self.renewal {
+                Some(renewal) => renewal.run(board).await,
+                None => std::future::pending().await,
+            }
         };
         let page = async {
             match self.page {
@@ -147,13 +162,25 @@ impl Client {
             prepare(self.shared, self.source, &shutdown).await;
             link.run().await;
         };
-        // The other two serve the first, and end with it.
+        // The others serve the first, and end with it.
         tokio::select! {
             () = work => {}
             () = data.close_when_idle() => {}
+            () = renewal => {}
             () = async { page.await; std::future::pending().await } => {}
         }
     }
+}
+
+/// Returns how to dial the server, and what keeps the certificate for it good.
+fn way(config: &ClientConfig) -> Result<(Dialer, Option<Renewal>), String> {
+    if config.server.is_tls() {
+        let renewal = Renewal::load(config)?;
+        return Ok((Dialer::by(renewal.routes()), Some(renewal)));
+    }
+    let plain = Route::new(&config.server, &Trust::System, None, &config.proxies);
+    let plain = plain.map_err(|err| err.to_string())?;
+    Ok((Dialer::by(watch::channel(plain).1), None))
 }
 
 /// Logs which files the server may ask for.
@@ -205,3 +232,6 @@ fn within(texts: Vec<String>, bytes_max: usize) -> Vec<String> {
     };
     texts.into_iter().take_while(fits).collect()
 }
+
+#[cfg(all(test, feature = "server"))] // For the fake server.
+mod tests;

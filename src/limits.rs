@@ -127,6 +127,9 @@ pub const DIAL_PAUSE_MAX: Duration = Duration::from_secs(45);
 pub const STABLE_AFTER: Duration = Duration::from_secs(10);
 /// A superseded instance stays away for this long, and up to as long again.
 pub const SUPERSEDED_PAUSE: Duration = Duration::from_secs(300);
+/// The longest pause of a client that the server does not take as who it is: until somebody has
+/// done something about it, which takes minutes.
+pub const BARRED_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// No hint of a server keeps a client away for longer.
 pub const RECONNECT_HINT_MAX: Duration = Duration::from_secs(600);
 /// The server's hint on drain: at least this, and a second for so many clients, so that they do not
@@ -231,6 +234,21 @@ pub const SEEN_PER_WRITE: usize = 1000;
 /// Events of ended transfers are kept this long, and this many.
 pub const EVENTS_KEEP: Duration = Duration::from_secs(7 * 24 * 3600);
 pub const EVENTS_KEEP_MAX: u64 = 1_000_000;
+
+// === Identities ===
+
+/// From asking for a certificate to having it.
+pub const ENROLMENT_WAIT: Duration = Duration::from_secs(20);
+/// A file with a join token.
+pub const TOKEN_FILE_BYTES_MAX: u64 = 4 << 10;
+/// Pauses between tries to renew a certificate: the first, and the longest, which is never more
+/// than a tenth of its life.
+pub const RENEWAL_PAUSE_MIN: Duration = Duration::from_secs(1);
+pub const RENEWAL_PAUSE_MAX: Duration = Duration::from_secs(600);
+/// What waits for a moment of the wall clock looks at it this often.
+pub const CLOCK_LOOK: Duration = Duration::from_secs(60);
+/// Clocks of client and server that differ by more than this are told.
+pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(60);
 
 // === The record store ===
 

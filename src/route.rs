@@ -3,7 +3,7 @@
 
 use std::{error::Error, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use http::Uri;
+use http::{Uri, uri::Authority};
 use hyper_util::{
     client::{
         legacy::connect::proxy::Tunnel,
@@ -23,7 +23,7 @@ use tower::Service as _;
 
 use crate::{
     limits,
-    server_url::{ServerUrl, is_loopback},
+    server_url::{ServerUrl, is_loopback, port},
     tls::{self, ALPN_HTTP2, HandshakeError, TlsError, Trust},
 };
 
@@ -153,6 +153,10 @@ pub fn endpoint(server: &Uri) -> Endpoint {
         .http2_max_header_list_size(limits::HTTP2_HEADER_BYTES_MAX)
 }
 
+/// The variables that say which servers have a proxy.
+pub const PROXY_VARIABLES: [&str; 6] =
+    ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"];
+
 /// Which proxy to use for a server, if any. Only for `https://`, and never to this machine. Its
 /// name and password are in no text of it.
 #[derive(Debug, Clone)]
@@ -173,7 +177,7 @@ impl Proxies {
         Ok(Self(Some(Arc::new(Matcher::builder().https(text).build()))))
     }
 
-    /// Reads what `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` say, or their lower-case forms.
+    /// Reads what [`PROXY_VARIABLES`] say.
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
         let first = |names: [&'static str; 2]| {
             let found = names.into_iter().find_map(|name| Some((name, variable(name)?)));
@@ -216,10 +220,16 @@ pub fn without_credentials(proxy: &str) -> String {
     }
 }
 
+/// Of a proxy whose URL says none.
+const PROXY_PORT: u16 = 80;
+
 /// The problem never holds the text: there may be a password in it.
 fn check_proxy(text: &str) -> Result<(), String> {
     let uri: Option<Uri> = text.parse().ok();
-    let uri = uri.filter(|uri| uri.host().is_some_and(|host| !host.is_empty()));
+    let has_host = |authority: &Authority| {
+        !authority.host().is_empty() && port(authority, PROXY_PORT).is_some()
+    };
+    let uri = uri.filter(|uri| uri.authority().is_some_and(has_host));
     let uri = uri.ok_or("not a proxy's URL like http://proxy:3128")?;
     match uri.scheme_str() {
         None | Some("http") => Ok(()),
@@ -235,7 +245,7 @@ fn shown(proxy: &Intercept) -> String {
 async fn tunnel(proxy: &Intercept, server: &ServerUrl) -> Result<TcpStream, RouteError> {
     let shown = shown(proxy);
     let host = proxy.uri().host().unwrap_or_default().trim_matches(['[', ']']);
-    let socket = connect(host, proxy.uri().port_u16().unwrap_or(80)).await;
+    let socket = connect(host, proxy.uri().port_u16().unwrap_or(PROXY_PORT)).await;
     let socket = socket.map_err(|source| RouteError::NoProxy { proxy: shown.clone(), source })?;
     let mut socket = Some(TokioIo::new(socket));
     let once = tower::service_fn(move |_: Uri| {
@@ -295,5 +305,5 @@ fn set_up(socket: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-#[cfg(all(test, feature = "client"))]
+#[cfg(all(test, feature = "client", feature = "server"))]
 mod tests;

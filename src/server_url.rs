@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr};
 
-use http::Uri;
+use http::{Uri, uri::Authority};
 
 /// Address of a server: `https://` in TLS, `http://` in clear text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,10 +30,8 @@ impl ServerUrl {
             return Err("a server's URL is only https://HOST:PORT".to_owned());
         };
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-        let port = authority.port_u16().unwrap_or(default_port);
-        if host.is_empty() || port == 0 {
-            return Err("a server's URL has a host, and a port from 1 to 65535".to_owned());
-        }
+        let port = port(authority, default_port).filter(|_| !host.is_empty());
+        let port = port.ok_or("a server's URL has a host, and a port from 1 to 65535")?;
         Ok(Self { uri, host, port })
     }
 
@@ -58,6 +56,17 @@ impl ServerUrl {
     /// says.
     pub fn is_loopback(&self) -> bool {
         is_loopback(&self.host)
+    }
+}
+
+/// Returns the port that is said, or the default one; `None` if what is said is no port. (http
+/// takes `h:x` for a host without one.)
+pub(crate) fn port(authority: &Authority, default: u16) -> Option<u16> {
+    let text = authority.as_str();
+    let host_and_port = text.rsplit_once('@').map_or(text, |(_, rest)| rest);
+    match host_and_port.strip_prefix(authority.host())? {
+        "" => Some(default),
+        said => said.strip_prefix(':')?.parse().ok().filter(|port| *port != 0),
     }
 }
 
@@ -102,6 +111,9 @@ mod tests {
             "http://u@localhost",
             "http://h/x",
             "http://h:0",
+            "http://h:x",
+            "http://h:",
+            "http://h:65536",
             "",
             "http://",
             "https://",

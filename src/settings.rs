@@ -92,16 +92,9 @@ impl Picker {
         let from_layer = || layers.find_map(|(origin, text)| Some((origin, text?)));
         let (origin, text) = from_flag.or_else(from_short).or_else(from_layer)?;
         let shown = show(&text);
-        match parse(&text) {
-            Ok(value) => {
-                self.note(name, shown, origin);
-                Some(value)
-            }
-            Err(problem) => {
-                self.problem(format!("{origin}: {shown}: {problem}"));
-                None
-            }
-        }
+        self.note(name, shown.clone(), origin.clone());
+        let parsed = parse(&text);
+        parsed.map_err(|problem| self.problem(format!("{origin}: {shown}: {problem}"))).ok()
     }
 
     /// Notes what holds for `name`, unless that is known.
@@ -351,6 +344,7 @@ mod tests {
             "size \"1MB\" --size",
             "max-rate \"5MB/s\" 'max_rate' in the file",
             "proxy … two",
+            "bad … two",
             "keep 7d default",
         ];
         assert_eq!(text, expected);

@@ -22,7 +22,7 @@ use rustls::{
 
 use crate::{settings, token::Sha256};
 
-#[cfg(all(test, feature = "client"))]
+#[cfg(all(test, feature = "client", feature = "server"))]
 pub(crate) mod test_authority;
 
 /// What both ends speak over TLS.
@@ -347,5 +347,5 @@ fn time(at: UnixTime) -> humantime::Rfc3339Timestamp {
 /// The end of the year 9999, which is the last that can be written.
 const TIME_SECONDS_MAX: u64 = 253_402_300_799;
 
-#[cfg(all(test, feature = "client"))]
+#[cfg(all(test, feature = "client", feature = "server"))]
 mod tests;

@@ -37,6 +37,15 @@ struct Now {
     last_server_contact: Option<SystemTime>,
     last_error: Option<(String, SystemTime)>,
     transfers: Vec<Arc<Progress>>,
+    identity: Option<Identity>,
+    clock_ahead_seconds: Option<i64>,
+}
+
+/// Until when the certificate is good, and when it is renewed.
+#[derive(Debug, Clone, Copy)]
+struct Identity {
+    expires: SystemTime,
+    renews: SystemTime,
 }
 
 /// The page, as it is written in JSON.
@@ -52,7 +61,19 @@ pub(super) struct Page {
     last_server_contact: Option<String>,
     last_error: Option<String>,
     last_error_time: Option<String>,
+    /// Absent in clear text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    identity: Option<IdentityShown>,
+    /// By how much this machine's clock is ahead of the server's, as far as that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    clock_ahead_seconds: Option<i64>,
     transfers: Vec<Transfer>,
+}
+
+#[derive(Debug, Serialize)]
+struct IdentityShown {
+    expires: String,
+    renews_at: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,6 +104,8 @@ impl Board {
             last_server_contact: None,
             last_error: None,
             transfers: Vec::new(),
+            identity: None,
+            clock_ahead_seconds: None,
         };
         Self { facts, allowance, now: Mutex::new(now) }
     }
@@ -101,12 +124,25 @@ impl Board {
         now.last_error = Some((why.to_owned(), at));
     }
 
+    /// Notes what went wrong beside the session.
+    pub(super) fn failed(&self, why: String) {
+        self.lock().last_error = Some((why, SystemTime::now()));
+    }
+
     pub(super) fn heard(&self) {
         self.lock().last_server_contact = Some(SystemTime::now());
     }
 
     pub(super) fn transfers(&self, running: Vec<Arc<Progress>>) {
         self.lock().transfers = running;
+    }
+
+    pub(super) fn identity(&self, expires: SystemTime, renews: SystemTime) {
+        self.lock().identity = Some(Identity { expires, renews });
+    }
+
+    pub(super) fn clock(&self, ahead_seconds: i64) {
+        self.lock().clock_ahead_seconds = Some(ahead_seconds);
     }
 
     pub(super) fn page(&self) -> Page {
@@ -132,6 +168,11 @@ impl Board {
             last_server_contact: now.last_server_contact.map(time),
             last_error: now.last_error.as_ref().map(|(why, _)| why.clone()),
             last_error_time: now.last_error.as_ref().map(|(_, at)| time(*at)),
+            identity: now.identity.map(|identity| IdentityShown {
+                expires: time(identity.expires),
+                renews_at: time(identity.renews),
+            }),
+            clock_ahead_seconds: now.clock_ahead_seconds,
             transfers: transfers.collect(),
         }
     }

@@ -7,122 +7,31 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Parser, Subcommand};
-use serde::Deserialize;
+use rustls::pki_types::CertificateDer;
 
+use super::joined::{self, Joined};
 use crate::{
     ids::{ClientId, RemotePath},
     limits,
     rate::Rate,
+    route::{PROXY_VARIABLES, Proxies},
     server_url::ServerUrl,
-    settings::{self, ConfigError, Picker},
+    settings::{self, ConfigError, Layer, Picker, Setting},
     telemetry::LogFormat,
 };
 
+mod flags;
 mod generate;
+mod join;
+mod server;
+mod shared;
 
+use flags::File;
+pub use flags::{Cli, CliCommand, ConfigCommand, Flags};
 pub use generate::GenerateFile;
-
-/// Delivers files of this machine to an fts-server, which asks for them.
-///
-/// It dials the server, keeps one connection open, and uploads what the server asks for and the
-/// policy (--allow) permits. It never ends because of what a server says, or because there is none.
-#[derive(Debug, Parser)]
-#[command(name = "fts-client", version, after_help = AFTER_HELP)]
-#[command(args_conflicts_with_subcommands = true)]
-pub struct Cli {
-    #[command(subcommand)]
-    pub command: Option<CliCommand>,
-    #[command(flatten)]
-    pub flags: Flags,
-}
-
-const AFTER_HELP: &str = "\
-Each setting comes from its flag, else its FTS_ variable, else its short variable, else the file
-(--config), else its default. FTS_ALLOW is a list, divided by colons; a list replaces the one that
-it wins over.
-
-Without --allow, and with a server on this machine, one file is shared:
-$HOME/file_to_download.txt, which is made (100 MB) if it is not there.
-
-On SIGHUP the file (--config) is read again: max_rate and max_uploads hold at once, the rest after
-a restart; a bad file changes nothing. Without --config SIGHUP ends the client.
-
-RUST_LOG filters the log (default: info), which goes to standard error.
-
-Exit codes: 0 ended by a signal, 1 failed, 2 usage, 78 bad configuration.";
-
-#[derive(Debug, Subcommand)]
-pub enum CliCommand {
-    /// Makes the demo file.
-    GenerateFile(GenerateFile),
-}
-
-/// The flags, as typed.
-#[allow(clippy::doc_markdown)] // The comments are the text of --help.
-#[derive(Debug, Clone, Default, Args)]
-pub struct Flags {
-    /// Address of the server [default: http://localhost:3000] [short variable: SERVER_URL].
-    #[arg(long, value_name = "URL", env = "FTS_SERVER", hide_env_values = true)]
-    pub server: Option<String>,
-    /// Name of this client [default: client-1 if the server is on this machine, else the host name]
-    /// [short variable: CLIENT_ID].
-    #[arg(long, value_name = "ID", env = "FTS_CLIENT_ID", hide_env_values = true)]
-    pub client_id: Option<String>,
-    /// Port of the status page, on loopback; 0: none [default: 8080, or none if that is busy]
-    /// [short variable: CLIENT_PORT].
-    #[arg(long, value_name = "PORT", env = "FTS_STATUS_PORT", hide_env_values = true)]
-    pub status_port: Option<String>,
-    /// A directory, or one file, that may be read; repeatable. Needed if the server is not on this
-    /// machine [env: FTS_ALLOW=].
-    #[arg(long, value_name = "DIR")]
-    pub allow: Vec<String>,
-    /// The client's own directory (0700) [default: $XDG_STATE_HOME/fts-client/ID, or
-    /// $HOME/.local/state/fts-client/ID].
-    #[arg(long, value_name = "DIR", env = "FTS_STATE_DIR", hide_env_values = true)]
-    pub state_dir: Option<String>,
-    /// Most that all uploads together may send, in bytes a second, such as 5MB/s, 500KB/s or off; at
-    /// least 64KB/s [default: off].
-    #[arg(long, value_name = "RATE", env = "FTS_MAX_RATE", hide_env_values = true)]
-    pub max_rate: Option<String>,
-    /// Files delivered at a time, 1 to 64 [default: 4].
-    #[arg(long, value_name = "N", env = "FTS_MAX_UPLOADS", hide_env_values = true)]
-    pub max_uploads: Option<String>,
-    /// Lower the priority of the client's threads, 0 to 19, as nice(1) does [default: 0].
-    #[arg(long, value_name = "N", env = "FTS_NICE", hide_env_values = true)]
-    pub nice: Option<String>,
-    /// Go on with a file that broke before this process began without reading what was sent of it
-    /// again, if its inode, size and times are the same; the result says so.
-    #[arg(long, value_name = "BOOL", env = "FTS_TRUST_FINGERPRINT", hide_env_values = true,
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub trust_fingerprint: Option<String>,
-    /// Send files in clear text to a server that is not on this machine: for test networks.
-    #[arg(long, value_name = "BOOL", env = "FTS_INSECURE", hide_env_values = true,
-        num_args = 0..=1, require_equals = true, default_missing_value = "true")]
-    pub insecure: Option<String>,
-    /// text or json [default: text on a terminal, else json].
-    #[arg(long, value_name = "FORMAT", env = "FTS_LOG_FORMAT", hide_env_values = true)]
-    pub log_format: Option<String>,
-    /// A TOML file with these settings: the flags' names, with _ for -.
-    #[arg(long, value_name = "FILE", env = "FTS_CONFIG", hide_env_values = true)]
-    pub config: Option<PathBuf>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    server: Option<String>,
-    client_id: Option<String>,
-    status_port: Option<u16>,
-    allow: Option<Vec<String>>,
-    state_dir: Option<String>,
-    max_rate: Option<String>,
-    max_uploads: Option<u32>,
-    nice: Option<u8>,
-    trust_fingerprint: Option<bool>,
-    insecure: Option<bool>,
-    log_format: Option<String>,
-}
+pub use join::{JoinFlags, JoinPlan};
+use server::{ca, proxies, server};
+use shared::{root, shared};
 
 /// What the settings depend on, besides flags and file.
 #[derive(Debug, Clone, Default)]
@@ -132,6 +41,8 @@ pub struct Surroundings {
     pub host_name: String,
     /// `FTS_ALLOW`.
     pub allow: Option<String>,
+    /// Those of [`PROXY_VARIABLES`] that are set.
+    pub proxies: Vec<(&'static str, String)>,
 }
 
 impl Surroundings {
@@ -143,7 +54,17 @@ impl Surroundings {
             state_home: absolute("XDG_STATE_HOME"),
             host_name: gethostname::gethostname().to_string_lossy().into_owned(),
             allow: env::var("FTS_ALLOW").ok(),
+            proxies: PROXY_VARIABLES
+                .into_iter()
+                .filter_map(|name| Some((name, env::var(name).ok()?)))
+                .collect(),
         }
+    }
+
+    /// Returns the directory beneath which each client has one of its own.
+    pub(super) fn own_state(&self) -> Option<PathBuf> {
+        let home = self.home.as_ref().map(|home| home.join(".local/state"));
+        Some(self.state_home.clone().or(home)?.join("fts-client"))
     }
 }
 
@@ -176,6 +97,9 @@ pub struct ClientConfig {
     pub host_name: String,
     pub status: StatusPort,
     pub shared: Shared,
+    /// Roots to know an `https://` server by, if it named none itself.
+    pub ca: Option<Vec<CertificateDer<'static>>>,
+    pub proxies: Proxies,
     pub state_dir: PathBuf,
     /// Of all uploads together.
     pub rate_max: Option<Rate>,
@@ -190,34 +114,101 @@ pub struct ClientConfig {
 const DEFAULT_SERVER: &str = "http://localhost:3000";
 const DEMO_FILE: &str = "file_to_download.txt";
 
+/// Where one setting may be said, after its flag and variables.
+struct Layers<'a> {
+    file: &'a File,
+    joined: &'a Joined,
+    joined_file: Option<PathBuf>,
+}
+
+impl Layers<'_> {
+    fn of(
+        &self,
+        name: &str,
+        file: impl Fn(&File) -> Option<String>,
+        joined: impl Fn(&Joined) -> Option<String>,
+    ) -> [Layer; 2] {
+        [(settings::in_file(name), file(self.file)), (self.origin(name), joined(self.joined))]
+    }
+
+    fn origin(&self, name: &str) -> String {
+        let path = self.joined_file.as_deref().unwrap_or(Path::new(joined::NAME)).display();
+        format!("'{}' in {path}", name.replace('-', "_"))
+    }
+}
+
 impl Flags {
     /// Returns the configuration, or everything that is wrong with it.
     pub fn resolve(self, around: &Surroundings) -> Result<ClientConfig, ConfigError> {
         let mut picker = Picker::new();
-        let file: File = picker.take(settings::read_file(self.config.as_deref()));
+        let config = self.pick(&mut picker, around);
+        Ok(picker.finish(config)?.expect("without a problem every part is there"))
+    }
 
-        let server =
-            picker.pick(("server", self.server), Some("SERVER_URL"), file.server, ServerUrl::parse);
-        // After a bad URL the default stands in, so that the other settings are checked as well.
-        let server = server.unwrap_or_else(|| {
-            ServerUrl::parse(DEFAULT_SERVER).expect("the default is a server's URL")
-        });
-        let insecure = file.insecure.map(|yes| yes.to_string());
-        let insecure = picker.pick(("insecure", self.insecure), None, insecure, settings::flag);
-        if !server.is_loopback() && insecure != Some(true) {
-            picker.problem(format!(
-                "{server} is not on this machine: files would travel in clear text; this version \
-                 has no TLS, and --insecure (or FTS_INSECURE=true) says that this is a test network"
-            ));
+    /// Returns every setting with where it came from, and what is wrong.
+    pub fn check(self, around: &Surroundings) -> (Vec<Setting>, Result<(), ConfigError>) {
+        let mut picker = Picker::new();
+        self.pick(&mut picker, around);
+        (picker.settings().to_vec(), picker.finish(()))
+    }
+
+    fn pick(mut self, picker: &mut Picker, around: &Surroundings) -> Option<ClientConfig> {
+        let file: File = picker.take(settings::read_file(self.config.as_deref()));
+        let joined_file = joined::path(around);
+        let joined: Joined = picker.take(joined::read(joined_file.as_deref()));
+        let mut layers = Layers { file: &file, joined: &joined, joined_file };
+        let server = server(picker, self.server.take(), &layers);
+        // What was agreed with one server holds for no other.
+        let nothing = Joined::default();
+        if joined.server.as_deref() != Some(&server.to_string()) {
+            layers.joined = &nothing;
         }
-        let id = picker.pick(("client-id", self.client_id), Some("CLIENT_ID"), file.client_id, id);
-        let id = id.or_else(|| default_id(&mut picker, &server, around));
+        if !server.is_tls() {
+            let insecure = file.insecure.map(|yes| yes.to_string());
+            let flag = ("insecure", self.insecure.take());
+            let insecure = picker.pick(flag, None, insecure, settings::flag);
+            if !server.is_loopback() && insecure != Some(true) {
+                picker.problem(format!(
+                    "{server} is not on this machine: files would travel in clear text. Use \
+                     https://, after fts-client join; --insecure (or FTS_INSECURE=true) says that \
+                     this is a test network"
+                ));
+            }
+        }
+        let from = layers.of("client-id", |f| f.client_id.clone(), |j| j.client_id.clone());
+        let flag = ("client-id", self.client_id.take());
+        let id = picker.pick_shown(flag, Some("CLIENT_ID"), from, id, shown);
+        let id = id.or_else(|| default_id(picker, &server, around));
+        let shared = shared(picker, &server, &self.allow, &layers, around);
+        let ca = ca(picker, self.ca.take(), &layers);
+        let proxies = proxies(picker, &server, self.proxy.take(), &layers, around);
+        let from = layers.of("state-dir", |f| f.state_dir.clone(), |j| j.state_dir.clone());
+        let flag = ("state-dir", self.state_dir.take());
+        let state_dir = picker.pick_shown(flag, None, from, directory, shown);
+        let state_dir = state_dir.or_else(|| default_state_dir(picker, id.as_ref(), around));
+        let own = self.pick_own(picker, file);
+        Some(ClientConfig {
+            server,
+            id: id?,
+            host_name: around.host_name.clone(),
+            shared: shared?,
+            ca,
+            proxies: proxies?,
+            state_dir: state_dir?,
+            status: own.status,
+            rate_max: own.rate_max,
+            uploads_max: own.uploads_max,
+            nice: own.nice,
+            trusts_fingerprint: own.trusts_fingerprint,
+            log_format: own.log_format,
+        })
+    }
+
+    /// Picks what concerns this process, and no server.
+    fn pick_own(self, picker: &mut Picker, file: File) -> Own {
         let port = file.status_port.map(|port| port.to_string());
         let status =
             picker.pick(("status-port", self.status_port), Some("CLIENT_PORT"), port, port_of);
-        let shared = shared(&mut picker, &server, &self.allow, file.allow, around);
-        let state_dir = picker.pick(("state-dir", self.state_dir), None, file.state_dir, directory);
-        let state_dir = state_dir.or_else(|| default_state_dir(&mut picker, id.as_ref(), around));
         let rate_max =
             picker.pick(("max-rate", self.max_rate), None, file.max_rate, settings::rate);
         let uploads = file.max_uploads.map(|uploads| uploads.to_string());
@@ -229,24 +220,43 @@ impl Flags {
             picker.pick(("trust-fingerprint", self.trust_fingerprint), None, trust, settings::flag);
         let log_format =
             picker.pick(("log-format", self.log_format), None, file.log_format, LogFormat::parse);
-
-        let parts = id.zip(shared).zip(state_dir);
-        let ((id, shared), state_dir) =
-            picker.finish(parts)?.expect("without a problem every part is there");
-        Ok(ClientConfig {
-            server,
-            id,
-            host_name: around.host_name.clone(),
+        let defaults = [
+            ("status-port", format!("{}, or none if that is busy", limits::STATUS_PORT)),
+            ("max-rate", "off".to_owned()),
+            ("max-uploads", limits::JOBS.to_string()),
+            ("nice", "0".to_owned()),
+            ("trust-fingerprint", "false".to_owned()),
+            ("log-format", "text on a terminal, else json".to_owned()),
+        ];
+        for (name, value) in defaults {
+            picker.note(name, value, DEFAULT);
+        }
+        Own {
             status: status.unwrap_or(StatusPort::Default),
-            shared,
-            state_dir,
             rate_max: rate_max.flatten(),
             uploads_max: uploads_max.unwrap_or(limits::JOBS),
             nice: nice.unwrap_or(0),
             trusts_fingerprint: trust.unwrap_or(false),
             log_format: log_format.unwrap_or_default(),
-        })
+        }
     }
+}
+
+/// As in [`ClientConfig`].
+struct Own {
+    status: StatusPort,
+    rate_max: Option<Rate>,
+    uploads_max: u32,
+    nice: u8,
+    trusts_fingerprint: bool,
+    log_format: LogFormat,
+}
+
+/// Where a setting comes from that nobody has said.
+const DEFAULT: &str = "default";
+
+fn shown(text: &str) -> String {
+    format!("{text:?}")
 }
 
 impl ClientConfig {
@@ -257,6 +267,8 @@ impl ClientConfig {
             ("client_id", self.id.to_string()),
             ("status_port", format!("{:?}", self.status)),
             ("allow", format!("{:?}", self.shared)),
+            ("ca", format!("{:?}", self.ca)),
+            ("proxy", format!("{:?}", self.proxies)),
             ("state_dir", self.state_dir.display().to_string()),
             ("nice", self.nice.to_string()),
             ("trust_fingerprint", self.trusts_fingerprint.to_string()),
@@ -293,6 +305,7 @@ fn directory(text: &str) -> Result<PathBuf, String> {
 
 fn default_id(picker: &mut Picker, server: &ServerUrl, around: &Surroundings) -> Option<ClientId> {
     if server.is_loopback() {
+        picker.note("client-id", "client-1", DEFAULT);
         return Some("client-1".parse().expect("client-1 is a client id"));
     }
     let plain = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
@@ -300,6 +313,7 @@ fn default_id(picker: &mut Picker, server: &ServerUrl, around: &Surroundings) ->
     let name = name.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
     let name = &name[..name.len().min(limits::CLIENT_ID_BYTES_MAX)];
     let id = name.parse().ok();
+    picker.note("client-id", name, "the host name");
     if id.is_none() {
         picker.problem(format!(
             "the host name {:?} makes no client id: give --client-id",
@@ -314,77 +328,21 @@ fn default_state_dir(
     id: Option<&ClientId>,
     around: &Surroundings,
 ) -> Option<PathBuf> {
-    let home = around.home.as_ref().map(|home| home.join(".local/state"));
-    let Some(base) = around.state_home.clone().or(home) else {
+    let Some(base) = around.own_state() else {
         picker.problem("neither XDG_STATE_HOME nor HOME is set: give --state-dir");
         return None;
     };
     // Without an id there is a problem already, and no directory.
-    id.map(|id| base.join("fts-client").join(id.as_str()))
-}
-
-/// Picks the policy. A list replaces the one that it wins over: what is typed can only be narrower
-/// than expected.
-fn shared(
-    picker: &mut Picker,
-    server: &ServerUrl,
-    flags: &[String],
-    file: Option<Vec<String>>,
-    around: &Surroundings,
-) -> Option<Shared> {
-    let here = |text: &str| {
-        let path = directory(text)?;
-        root(&path.to_string_lossy())
-    };
-    let variable = around.allow.as_deref().filter(|list| !list.is_empty());
-    let roots: Vec<_> = if !flags.is_empty() {
-        flags.iter().map(|text| ("--allow", text.clone(), here(text))).collect()
-    } else if let Some(list) = variable {
-        list.split(':').map(|text| ("FTS_ALLOW", text.to_owned(), root(text))).collect()
-    } else {
-        let list = file.unwrap_or_default().into_iter();
-        list.map(|text| ("'allow' in the file", text.clone(), root(&text))).collect()
-    };
-    if roots.len() > limits::ALLOWED_ROOTS_MAX {
-        picker.problem(format!("--allow: at most {}", limits::ALLOWED_ROOTS_MAX));
-    }
-    if roots.is_empty() {
-        return demo_file(picker, server, around);
-    }
-    let mut good = Vec::with_capacity(roots.len());
-    for (origin, text, root) in roots {
-        match root {
-            Ok(root) => good.push(root),
-            Err(err) => picker.problem(format!("{origin}: {text:?}: {err}")),
-        }
-    }
-    Some(Shared::Roots(good))
-}
-
-fn root(text: &str) -> Result<RemotePath, String> {
-    text.parse().map_err(|err: crate::ids::IdError| err.to_string())
-}
-
-fn demo_file(picker: &mut Picker, server: &ServerUrl, around: &Surroundings) -> Option<Shared> {
-    if !server.is_loopback() {
-        picker.problem(format!(
-            "the server {server} is not on this machine: say which files of this one it may ask \
-             for, with --allow DIR (or FTS_ALLOW, or 'allow' in the file)"
-        ));
-        return None;
-    }
-    let home = around.home.as_deref().and_then(Path::to_str);
-    let path = home.map(|home| format!("{}/{DEMO_FILE}", home.trim_end_matches('/')));
-    let path = path.and_then(|path| path.parse().ok());
-    if path.is_none() {
-        picker.problem("HOME names no place for the demo file: give --allow DIR");
-    }
-    Some(Shared::DemoFile { path: path?, size: limits::DEMO_FILE_BYTES })
+    let dir = base.join(id?.as_str());
+    picker.note("state-dir", shown(&dir.to_string_lossy()), DEFAULT);
+    Some(dir)
 }
 
 #[cfg(test)]
 mod tests {
     use std::{fs, process::Command};
+
+    use clap::Parser as _;
 
     use super::*;
 
@@ -394,6 +352,7 @@ mod tests {
             state_home: None,
             host_name: "web_1.lan".into(),
             allow: None,
+            proxies: vec![],
         }
     }
 
@@ -434,6 +393,138 @@ mod tests {
         let config = remote().resolve(&around()).expect("valid");
         assert_eq!(config.id.as_str(), "web_1.lan");
         assert_eq!(config.shared, Shared::Roots(vec!["/srv".parse().expect("a path")]));
+    }
+
+    /// A home in which join was told `text`.
+    fn joined(text: &str) -> (tempfile::TempDir, Surroundings) {
+        let home = tempfile::tempdir().expect("a directory");
+        let around = Surroundings { home: Some(home.path().to_owned()), ..around() };
+        let path = joined::path(&around).expect("a place");
+        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        fs::write(path, text).expect("written");
+        (home, around)
+    }
+
+    #[test]
+    fn what_join_was_told_holds_where_nothing_else_says_otherwise() {
+        let (_home, around) = joined(
+            "server = \"https://fts.example.com:3000\"\nclient_id = \"web-9\"\n\
+             allow = [\"/srv\"]\nproxy = \"http://proxy:3128\"\n",
+        );
+        // What is closer to this client than the whole machine's wins.
+        let around =
+            Surroundings { proxies: vec![("HTTPS_PROXY", "http://other:1".into())], ..around };
+        let config = Flags::default().resolve(&around).expect("valid");
+        assert_eq!(config.server.to_string(), "https://fts.example.com:3000");
+        assert_eq!(config.id.as_str(), "web-9");
+        assert_eq!(config.shared, Shared::Roots(vec!["/srv".parse().expect("a path")]));
+        assert!(config.state_dir.ends_with(".local/state/fts-client/web-9"));
+        assert_eq!(config.proxies.shown(&config.server).as_deref(), Some("http://proxy:3128"));
+
+        let flags = Flags { allow: vec!["/other".into()], ..Flags::default() };
+        let config = flags.resolve(&around).expect("valid");
+        assert_eq!(config.shared, Shared::Roots(vec!["/other".parse().expect("a path")]));
+        assert_eq!(config.id.as_str(), "web-9");
+    }
+
+    #[test]
+    fn what_was_agreed_with_one_server_holds_for_no_other() {
+        let (_home, around) = joined(
+            "server = \"https://fts.example.com:3000\"\nclient_id = \"web-9\"\n\
+             allow = [\"/srv\"]\n",
+        );
+        let flags = Flags { server: some("https://evil.example.com"), ..Flags::default() };
+        let problems = flags.resolve(&around).expect_err("refused").problems;
+        assert!(problems.len() == 1 && problems[0].contains("--allow"), "{problems:?}");
+        let flags = Flags { server: some("http://localhost:3000"), ..Flags::default() };
+        let config = flags.resolve(&around).expect("valid");
+        assert_eq!(config.id.as_str(), "client-1");
+        assert!(matches!(config.shared, Shared::DemoFile { .. }));
+    }
+
+    #[test]
+    fn the_password_of_a_proxy_is_refused_in_a_flag_and_shown_nowhere() {
+        let flags = Flags { proxy: some("http://me:hunter2@proxy:3128"), ..Flags::default() };
+        let problems = flags.resolve(&around()).expect_err("refused").problems;
+        assert!(problems.len() == 1 && problems[0].contains("FTS_PROXY"), "{problems:?}");
+        assert!(!problems[0].contains("hunter2"), "{problems:?}");
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("c.toml");
+        for (proxy, is_good) in [
+            ("http://me:hunter2@proxy:3128", true),
+            ("socks5://me:hunter2@proxy:1", false),
+            ("http://me:hunter2", false),
+        ] {
+            let text = format!(
+                "server = \"https://fts.example.com\"\nallow = [\"/srv\"]\nproxy = \"{proxy}\"\n"
+            );
+            fs::write(&path, text).expect("written");
+            let flags = Flags { config: Some(path.clone()), ..Flags::default() };
+            let (settings, good) = flags.clone().check(&around());
+            assert_eq!(good.is_ok(), is_good);
+            assert!(!format!("{settings:?} {good:?}").contains("hunter2"), "{settings:?} {good:?}");
+            let config = flags.resolve(&around());
+            assert!(!format!("{config:?}").contains("hunter2"), "{config:?}");
+        }
+    }
+
+    #[test]
+    fn every_setting_is_shown_with_where_it_came_from() {
+        let (home, around) = joined(
+            "server = \"https://fts.example.com\"\nclient_id = \"web-9\"\nallow = [\"/srv\"]\n",
+        );
+        let path = home.path().join("c.toml");
+        fs::write(&path, "max_rate = \"5MB/s\"\n").expect("written");
+        let flags = Flags { config: Some(path), nice: some("7"), ..Flags::default() };
+        let (settings, good) = flags.check(&around);
+        assert_eq!(good, Ok(()));
+        let origin = |name: &str| {
+            let found = settings.iter().find(|setting| setting.name == name);
+            found.unwrap_or_else(|| panic!("{name}: {settings:?}")).origin.clone()
+        };
+        for name in ["server", "client-id", "allow"] {
+            assert!(origin(name).contains("joined.toml"), "{name}: {settings:?}");
+        }
+        assert_eq!(origin("max-rate"), "'max_rate' in the file");
+        assert_eq!(origin("nice"), "--nice");
+        for name in [
+            "ca",
+            "proxy",
+            "state-dir",
+            "status-port",
+            "max-uploads",
+            "trust-fingerprint",
+            "log-format",
+        ] {
+            assert_eq!(origin(name), "default", "{name}: {settings:?}");
+        }
+        let proxies = vec![("HTTPS_PROXY", "http://me:hunter2@proxy:1".into())];
+        let (settings, _) = Flags::default().check(&Surroundings { proxies, ..around.clone() });
+        let proxy = settings.iter().find(|setting| setting.name == "proxy").expect("shown");
+        assert_eq!(proxy.shown, "http://proxy:1");
+        let (_, bad) = Flags { nice: some("70"), ..Flags::default() }.check(&around);
+        assert_eq!(bad.expect_err("wrong").problems.len(), 1);
+    }
+
+    #[test]
+    fn a_join_without_what_it_needs_is_refused_with_everything_that_is_wrong() {
+        let flags = JoinFlags { server: some("http://h"), ..JoinFlags::default() };
+        let problems = flags.resolve(&around(), None).expect_err("refused").problems;
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        assert!(problems[0].contains("https://") && problems[1].contains("--token-file"));
+
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("token");
+        fs::write(&path, "hunter2").expect("written");
+        let flags = JoinFlags {
+            server: some("https://h"),
+            token_file: path.to_str().map(str::to_owned),
+            ..JoinFlags::default()
+        };
+        let problems = flags.resolve(&around(), None).expect_err("refused").problems;
+        assert!(problems.len() == 1 && problems[0].contains("not a token"), "{problems:?}");
+        assert!(!problems[0].contains("hunter2"), "{problems:?}");
     }
 
     #[test]
@@ -576,7 +667,7 @@ mod tests {
     fn the_help_names_every_variable_and_exit_code() {
         let help = <Cli as clap::CommandFactory>::command().render_long_help().to_string();
         let words = "FTS_SERVER SERVER_URL FTS_ALLOW CLIENT_PORT FTS_MAX_RATE FTS_MAX_UPLOADS \
-                     FTS_NICE SIGHUP 78 generate-file";
+                     FTS_NICE SIGHUP 78 generate-file join FTS_CA FTS_PROXY HTTPS_PROXY";
         for word in words.split_whitespace() {
             assert!(help.contains(word), "{word}");
         }

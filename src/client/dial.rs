@@ -4,6 +4,7 @@ use std::{fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint, Error as TransportError};
 
 use crate::route::{self, Io, Route, RouteError};
@@ -30,10 +31,11 @@ impl fmt::Display for Dialer {
 }
 
 impl Dialer {
-    pub(super) fn to(route: Route) -> Self {
-        let uri = route.server().uri().clone();
+    /// Dials by the route of the moment.
+    pub(super) fn by(routes: watch::Receiver<Route>) -> Self {
+        let uri = routes.borrow().server().uri().clone();
         Self::new(uri, move || {
-            let route = route.clone();
+            let route = routes.borrow().clone();
             Box::pin(async move { route.connect().await })
         })
     }
@@ -42,8 +44,7 @@ impl Dialer {
         Self { uri, dial: Arc::new(dial) }
     }
 
-    /// Dials for `Connect`, and for single calls. Its heartbeats are messages, so it needs no
-    /// pings.
+    /// Dials for `Connect`. Its heartbeats are messages, so it needs no pings.
     pub(super) async fn control(&self) -> Result<Channel, TransportError> {
         self.endpoint().connect_with_connector(self.connector()).await
     }

@@ -26,8 +26,10 @@ use super::{
     config::Shared,
     data_connection::DataConnections,
     dial::Dialer,
+    fake_enrolment::FakeEnrolment,
     jobs::Jobs,
     link::Link,
+    renewal::Standing,
     source::Source,
     state_dir::StateDir,
     upload::Uploader,
@@ -40,6 +42,7 @@ use crate::{
     wire::{
         proto::{
             ClientMessage, ServerMessage, UploadFileRequest, UploadFileResponse,
+            enrolment_server::EnrolmentServer,
             file_transfer_server::{FileTransfer, FileTransferServer},
         },
         session::{FromClient, FromServer, Hello, Report, Upload},
@@ -107,7 +110,15 @@ impl FileTransfer for Service {
 
 impl FakeServer {
     pub(super) fn start() -> Self {
+        Self::start_with(None).0
+    }
+
+    /// Starts one that makes certificates as well; returns how to have it take a connection.
+    pub(super) fn start_with(
+        enrolment: Option<EnrolmentServer<FakeEnrolment>>,
+    ) -> (Self, mpsc::Sender<io::Result<DuplexStream>>) {
         let (dials, dialled) = mpsc::channel::<io::Result<DuplexStream>>(16);
+        let door = dials.clone();
         let (session, sessions) = mpsc::channel(16);
         let (upload, uploads) = mpsc::channel(16);
         let service = Service { sessions: session, uploads: upload };
@@ -121,6 +132,7 @@ impl FakeServer {
                 .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW_BYTES)
                 .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW_BYTES)
                 .add_service(service)
+                .add_optional_service(enrolment)
                 .serve_with_incoming(ReceiverStream::new(dialled))
                 .await
                 .expect("served");
@@ -137,7 +149,7 @@ impl FakeServer {
                 Ok(Box::new(here) as Box<dyn Io>)
             })
         });
-        Self { dialer, dials: counted, sessions, uploads, _tasks: tasks }
+        (Self { dialer, dials: counted, sessions, uploads, _tasks: tasks }, door)
     }
 
     /// Returns the next `Connect`, without a Welcome.
@@ -168,6 +180,11 @@ impl FakeSession {
 
     pub(super) async fn say(&self, message: FromServer) {
         self.outbound.send(Ok(message.into())).await.expect("the stream is open");
+    }
+
+    /// Ends the stream with `status`.
+    pub(super) async fn refuse(self, status: Status) {
+        self.outbound.send(Err(status)).await.expect("the stream is open");
     }
 
     pub(super) fn say_raw(&self, message: ServerMessage) {
@@ -245,6 +262,7 @@ impl Client {
             dialer: server.dialer.clone(),
             hello,
             jobs: Jobs::new(uploader, allowance.clone(), board.clone()),
+            standing: Standing::without(),
             board,
             shutdown: shutdown.clone(),
         };

@@ -10,9 +10,10 @@ use super::{
     board::Board,
     dial::Dialer,
     jobs::Jobs,
+    renewal::Standing,
     session::{End, Session},
 };
-use crate::{backoff::Backoff, limits, shutdown::Shutdown, wire::session::Hello};
+use crate::{backoff::Backoff, limits, shutdown::Shutdown, status::Reason, wire::session::Hello};
 
 /// Owns the sessions, one after the other, and the jobs.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub(super) struct Link {
     /// Without what is filled in for each session: the attempts that run, and how many may.
     pub(super) hello: Hello,
     pub(super) jobs: Jobs,
+    pub(super) standing: Standing,
     pub(super) board: Arc<Board>,
     pub(super) shutdown: Shutdown,
 }
@@ -28,12 +30,17 @@ pub(super) struct Link {
 impl Link {
     /// Runs until the shutdown has drained: running uploads may finish until it aborts.
     pub(super) async fn run(mut self) {
-        let mut backoff = Backoff::new(limits::DIAL_PAUSE_MIN, limits::DIAL_PAUSE_MAX);
+        let mut pauses = Pauses::new();
         while !self.shutdown.draining().is_cancelled() {
+            if !self.standing.is_usable() {
+                // It would be refused.
+                self.await_renewal().await;
+                continue;
+            }
             let begun = Instant::now();
             let end = self.session().await;
             if begun.elapsed() >= limits::STABLE_AFTER && end.was_welcome() {
-                backoff.reset();
+                pauses.reset();
             }
             if matches!(end, End::Left) {
                 return;
@@ -41,7 +48,10 @@ impl Link {
             if self.shutdown.draining().is_cancelled() {
                 break;
             }
-            let pause = pause_after(&end, &mut backoff);
+            let pause = pauses.after(&end);
+            if matches!(end, End::Barred { reason: Reason::CertificateExpired, .. }) {
+                self.standing.renew();
+            }
             self.tell(&end, pause);
             self.pause(pause).await;
         }
@@ -71,7 +81,8 @@ impl Link {
                 self.board.connected(session.epoch);
                 self.jobs.dial_anew();
                 self.jobs.tell_again();
-                session.run(&mut self.jobs, &self.board, &self.shutdown).await
+                let standing = &mut self.standing;
+                session.run(&mut self.jobs, standing, &self.board, &self.shutdown).await
             }
             Err(end) => end,
         }
@@ -79,6 +90,10 @@ impl Link {
 
     /// Tells how the session ended; `pause` is how long it stays away.
     fn tell(&self, end: &End, pause: Duration) {
+        if matches!(end, End::Renewed) {
+            tracing::info!("dials anew, with the new certificate");
+            return;
+        }
         let text = end.to_string();
         self.board.disconnected(&text);
         match end {
@@ -89,7 +104,11 @@ impl Link {
                  after a while"
             ),
             End::Drained { .. } | End::Left => tracing::info!(reason = text, "disconnected"),
-            End::Refused(_) | End::Lost(_) | End::Silent(_) => {
+            End::Barred { .. } => tracing::error!(
+                client_id = %self.hello.client, server = %self.dialer, reason = text,
+                again_in_seconds = pause.as_secs(), "the server does not let this client in"
+            ),
+            End::Renewed | End::Refused(_) | End::Lost(_) | End::Silent(_) => {
                 tracing::warn!(server = %self.dialer, reason = text, "no session; trying again");
             }
         }
@@ -104,9 +123,18 @@ impl Link {
             tokio::select! {
                 () = &mut pause => return,
                 () = draining.cancelled() => return,
+                // What was refused with the old certificate may not be with the new one.
+                () = self.standing.renewed() => return,
                 () = self.jobs.next_ended() => {}
             }
         }
+    }
+
+    /// Waits for a certificate that can be shown, while attempts go on ending.
+    async fn await_renewal(&mut self) {
+        tracing::warn!("the certificate of this client has expired: it is renewed first");
+        // As for every pause; but there is no use in ending this one.
+        self.pause(Duration::MAX).await;
     }
 
     /// Without a session: running uploads may finish until the shutdown aborts.
@@ -121,23 +149,46 @@ impl Link {
     }
 }
 
-/// Returns how long to stay away.
-fn pause_after(end: &End, backoff: &mut Backoff) -> Duration {
-    match end {
-        End::Superseded { reconnect_after, .. } => {
-            let least = (*reconnect_after).max(limits::SUPERSEDED_PAUSE);
-            // No hint keeps a client away for longer than this, jitter included.
-            (least + least.mul_f64(fastrand::f64())).min(limits::RECONNECT_HINT_MAX).max(least)
+/// How long to stay away: the pauses grow while nothing works, and further while the server does
+/// not take the client as who it is.
+#[derive(Debug)]
+struct Pauses {
+    dial: Backoff,
+    barred: Backoff,
+}
+
+impl Pauses {
+    fn new() -> Self {
+        Self {
+            dial: Backoff::new(limits::DIAL_PAUSE_MIN, limits::DIAL_PAUSE_MAX),
+            barred: Backoff::new(limits::DIAL_PAUSE_MIN, limits::BARRED_PAUSE_MAX),
         }
-        // A planned restart is no failure: the server knows when it is back, and what failed
-        // before it no longer counts.
-        End::Drained { reconnect_after } => {
-            backoff.reset();
-            // The hint could be zero, again and again.
-            let least = (*reconnect_after).max(limits::DIAL_PAUSE_MIN);
-            least + least.mul_f64(fastrand::f64())
+    }
+
+    fn reset(&mut self) {
+        self.dial.reset();
+        self.barred.reset();
+    }
+
+    fn after(&mut self, end: &End) -> Duration {
+        match end {
+            End::Superseded { reconnect_after, .. } => {
+                let least = (*reconnect_after).max(limits::SUPERSEDED_PAUSE);
+                // No hint keeps a client away for longer than this, jitter included.
+                (least + least.mul_f64(fastrand::f64())).min(limits::RECONNECT_HINT_MAX).max(least)
+            }
+            // A planned restart is no failure: the server knows when it is back, and what failed
+            // before it no longer counts.
+            End::Drained { reconnect_after } => {
+                self.reset();
+                // The hint could be zero, again and again.
+                let least = (*reconnect_after).max(limits::DIAL_PAUSE_MIN);
+                least + least.mul_f64(fastrand::f64())
+            }
+            End::Barred { .. } => self.barred.next_pause(),
+            End::Renewed => Duration::ZERO,
+            End::Refused(_) | End::Lost(_) | End::Silent(_) | End::Left => self.dial.next_pause(),
         }
-        End::Refused(_) | End::Lost(_) | End::Silent(_) | End::Left => backoff.next_pause(),
     }
 }
 
@@ -277,20 +328,34 @@ mod tests {
 
     #[test]
     fn a_planned_restart_is_not_a_failure() {
-        let mut backoff = Backoff::new(limits::DIAL_PAUSE_MIN, limits::DIAL_PAUSE_MAX);
+        let mut pauses = Pauses::new();
         for _ in 0..20 {
             for _ in 0..10 {
-                pause_after(&End::Refused(String::new()), &mut backoff);
+                pauses.after(&End::Refused(String::new()));
             }
             let reconnect_after = Duration::from_secs(20);
-            let pause = pause_after(&End::Drained { reconnect_after }, &mut backoff);
+            let pause = pauses.after(&End::Drained { reconnect_after });
             assert!(pause >= reconnect_after && pause <= reconnect_after * 2, "{pause:?}");
-            let next = pause_after(&End::Refused(String::new()), &mut backoff);
+            let next = pauses.after(&End::Refused(String::new()));
             assert!(next <= limits::DIAL_PAUSE_MIN, "{next:?}");
             let zero = End::Drained { reconnect_after: Duration::ZERO };
-            let pause = pause_after(&zero, &mut backoff);
+            let pause = pauses.after(&zero);
             assert!(pause >= limits::DIAL_PAUSE_MIN, "{pause:?}");
         }
+    }
+
+    #[test]
+    fn who_is_not_let_in_comes_back_ever_more_rarely_but_does() {
+        let mut pauses = Pauses::new();
+        let barred = End::Barred { reason: Reason::Revoked, text: String::new() };
+        let mut longest = Duration::ZERO;
+        for _ in 0..100 {
+            longest = longest.max(pauses.after(&barred));
+        }
+        assert!(longest > limits::DIAL_PAUSE_MAX * 2, "{longest:?}");
+        assert!(longest <= Duration::from_secs(600), "{longest:?}");
+        assert!(pauses.after(&End::Lost(String::new())) <= limits::DIAL_PAUSE_MIN);
+        assert_eq!(pauses.after(&End::Renewed), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
@@ -391,12 +456,12 @@ mod tests {
 
     #[test]
     fn no_hint_keeps_a_client_away_for_longer_than_ten_minutes() {
-        let mut backoff = Backoff::new(limits::DIAL_PAUSE_MIN, limits::DIAL_PAUSE_MAX);
+        let mut pauses = Pauses::new();
         for seconds in [0, 1, 300, 600] {
             let reconnect_after = Duration::from_secs(seconds);
             let (host_name, address) = (String::new(), String::new());
             let end = End::Superseded { host_name, address, reconnect_after };
-            let pause = pause_after(&end, &mut backoff);
+            let pause = pauses.after(&end);
             assert!(pause >= reconnect_after.max(limits::SUPERSEDED_PAUSE), "{pause:?}");
             assert!(pause <= limits::RECONNECT_HINT_MAX, "{pause:?}");
         }

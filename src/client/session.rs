@@ -8,19 +8,22 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 use tracing::Instrument as _;
 
 use super::{
     board::Board,
     dial::Dialer,
+    enrolment::transport_text,
     jobs::Jobs,
-    upload::{causes, status_text},
+    renewal::{Standing, advice},
+    upload::status_text,
 };
 use crate::{
     ids::{ClientId, SessionEpoch},
     limits,
     shutdown::Shutdown,
+    status::{self, Reason},
     telemetry,
     wire::{
         proto::{ClientMessage, ServerMessage, file_transfer_client::FileTransferClient},
@@ -46,13 +49,29 @@ pub(super) enum End {
         address: String,
         reconnect_after: Duration,
     },
+    /// The server does not take this client as who it is.
+    Barred {
+        reason: Reason,
+        text: String,
+    },
+    /// There is a new certificate to show.
+    Renewed,
     /// The client is ending.
     Left,
 }
 
 impl End {
     pub(super) fn was_welcome(&self) -> bool {
-        !matches!(self, Self::Refused(_))
+        !matches!(self, Self::Refused(_) | Self::Barred { .. })
+    }
+
+    /// Returns how `status` ended it, or `other`, if that says nothing about the identity.
+    fn of(status: &Status, other: impl FnOnce(String) -> Self) -> Self {
+        let text = status_text(status);
+        match status::reason(status).filter(|reason| advice(*reason).is_some()) {
+            Some(reason) => Self::Barred { reason, text },
+            None => other(text),
+        }
     }
 }
 
@@ -69,6 +88,10 @@ impl fmt::Display for End {
                     "another client with this id has taken over: {host_name:?} at {address:?}"
                 )
             }
+            Self::Barred { reason, text } => {
+                write!(f, "{text}: {}", advice(*reason).unwrap_or_default())
+            }
+            Self::Renewed => f.write_str("the certificate was renewed"),
             Self::Left => f.write_str("the client is ending"),
         }
     }
@@ -110,16 +133,15 @@ impl Session {
         hello: Hello,
         board: &Arc<Board>,
     ) -> Result<Self, End> {
-        let channel = dialer.control().await.map_err(|err| {
-            End::Refused(format!("cannot connect{}", causes(&err, "cannot connect")))
-        })?;
+        let channel = dialer.control().await;
+        let channel = channel.map_err(|err| End::Refused(transport_text(&err)))?;
         let mut client = FileTransferClient::new(channel)
             .max_encoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX)
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
         let (outbox, messages) = mpsc::channel(limits::OUTBOX_MAX);
         let (client_id, jobs_max) = (hello.client.clone(), hello.jobs_max);
         outbox.try_send(FromClient::Hello(hello).into()).expect("the outbox is empty");
-        let refused = |status| End::Refused(status_text(&status));
+        let refused = |status| End::of(&status, End::Refused);
         let response = client.connect(ReceiverStream::new(messages)).await.map_err(refused)?;
         let mut inbound = response.into_inner();
         let first = inbound.message().await.map_err(refused)?;
@@ -155,12 +177,24 @@ impl Session {
     }
 
     /// Runs to the session's end.
-    pub(super) async fn run(self, jobs: &mut Jobs, board: &Board, shutdown: &Shutdown) -> End {
+    pub(super) async fn run(
+        self,
+        jobs: &mut Jobs,
+        standing: &mut Standing,
+        board: &Board,
+        shutdown: &Shutdown,
+    ) -> End {
         let span = telemetry::session_span(&self.client, self.epoch);
-        self.talk(jobs, board, shutdown).instrument(span).await
+        self.talk(jobs, standing, board, shutdown).instrument(span).await
     }
 
-    async fn talk(mut self, jobs: &mut Jobs, board: &Board, shutdown: &Shutdown) -> End {
+    async fn talk(
+        mut self,
+        jobs: &mut Jobs,
+        standing: &mut Standing,
+        board: &Board,
+        shutdown: &Shutdown,
+    ) -> End {
         // A clone, so that a permit does not borrow all of `self`.
         let outbox = self.outbox.clone();
         let mut leaving = Leaving::No;
@@ -189,7 +223,7 @@ impl Session {
                     let end = match message {
                         Ok(Some(message)) => self.hear(message, jobs, board),
                         Ok(None) => Some(End::Lost("the server ended the stream".to_owned())),
-                        Err(status) => Some(End::Lost(status_text(&status))),
+                        Err(status) => Some(End::of(&status, End::Lost)),
                     };
                     if let Some(end) = end {
                         return end;
@@ -211,6 +245,8 @@ impl Session {
                     }
                 }
                 () = jobs.next_ended() => {}
+                // What runs goes on: attempts outlive the session.
+                () = standing.renewed(), if leaving == Leaving::No => return End::Renewed,
                 () = shutdown.draining().cancelled(), if leaving == Leaving::No => {
                     leaving = Leaving::Softly;
                     jobs.take_no_more();

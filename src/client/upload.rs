@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     ids::{AttemptId, Digest, InstanceId, bounded},
-    limits, status,
+    limits, status, tls,
     transfer::FailReason,
     wire::{
         proto::{UploadFileResponse, file_transfer_client::FileTransferClient, receipt},
@@ -341,7 +341,10 @@ pub(super) fn status_text(status: &Status) -> String {
         write!(text, ": {:?}", bounded(status.message().to_owned(), limits::DETAIL_BYTES_MAX))
             .expect("a string takes text");
     }
-    text + &causes(status, status.message())
+    match tls::explain(status) {
+        Some(why) => text + ": " + &why,
+        None => text + &causes(status, status.message()),
+    }
 }
 
 /// Returns what is beneath an error. Many an error says what the next one says: that is told once,

@@ -5,7 +5,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::tls::test_authority::{Authority, OneShot};
+use crate::tls::test_authority::{Authority, Clients, OneShot};
 
 /// What a proxy was asked.
 type Asked = JoinSet<String>;
@@ -46,7 +46,7 @@ impl Setting {
     async fn new() -> Self {
         let authority = Authority::new();
         let shown = authority.server(NAME, |_| ());
-        let server = OneShot::tls(authority.acceptor(&shown, false)).await;
+        let server = OneShot::tls(authority.acceptor(&shown, Clients::Unasked)).await;
         Self { server, trust: Trust::Roots(vec![authority.root]) }
     }
 
@@ -112,8 +112,10 @@ async fn a_proxy_that_says_nothing_does_not_hold_the_dialler() {
     let address = listener.local_addr().expect("an address");
     let setting = Setting::new().await;
     let proxies = Proxies::parse(&format!("http://{address}")).expect("a proxy");
+    let begun = tokio::time::Instant::now();
     let err = setting.route(&proxies).connect().await.err().expect("refused");
     assert!(matches!(err, RouteError::TimedOut(_)), "{err:?}");
+    assert!(begun.elapsed() <= limits::CONNECT_WAIT + Duration::from_millis(10));
 }
 
 #[test]

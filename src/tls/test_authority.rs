@@ -8,13 +8,17 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyPair, KeyUsagePurpose, SanType,
 };
 use rustls::{
-    ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer},
-    server::WebPkiClientVerifier,
+    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime},
+    server::{
+        WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
     version::TLS13,
 };
 use tokio::{
@@ -57,28 +61,116 @@ impl Authority {
         Shown { chain: self.chain(leaf.der().clone()), key }
     }
 
+    /// Returns the chain of a client whose request is `csr`, good since and for so long.
+    pub(crate) fn client(
+        &self,
+        csr: &[u8],
+        uri: &str,
+        since: Duration,
+        for_now: Duration,
+    ) -> Vec<CertificateDer<'static>> {
+        self.client_with(csr, uri, |params| lasts(params, since, for_now))
+    }
+
+    pub(crate) fn expired_client(&self, csr: &[u8], uri: &str) -> Vec<CertificateDer<'static>> {
+        self.client_with(csr, uri, lasted)
+    }
+
+    fn client_with(
+        &self,
+        csr: &[u8],
+        uri: &str,
+        adjust: impl FnOnce(&mut CertificateParams),
+    ) -> Vec<CertificateDer<'static>> {
+        let mut request =
+            CertificateSigningRequestParams::from_der(&csr.into()).expect("a request");
+        let mut params = CertificateParams::default();
+        adjust(&mut params);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.subject_alt_names = vec![SanType::URI(uri.try_into().expect("a URI"))];
+        request.params = params;
+        let leaf = request.signed_by(&self.intermediate).expect("signed");
+        vec![leaf.der().clone(), self.intermediate.der().clone()]
+    }
+
     fn chain(&self, leaf: CertificateDer<'static>) -> Vec<CertificateDer<'static>> {
         vec![leaf, self.intermediate.der().clone(), self.root.clone()]
     }
 
-    /// Returns what a server needs to show `shown`, and to demand certificates of this authority
-    /// if `demands` says so.
-    pub(crate) fn acceptor(&self, shown: &Shown, demands: bool) -> TlsAcceptor {
+    /// Returns what a server needs to show `shown`, and to look at certificates of `clients`.
+    pub(crate) fn acceptor(&self, shown: &Shown, clients: Clients) -> TlsAcceptor {
         let provider = provider();
         let builder = ServerConfig::builder_with_provider(provider.clone())
             .with_protocol_versions(&[&TLS13])
             .expect("TLS 1.3");
-        let builder = if demands {
-            let roots = Arc::new(store(std::slice::from_ref(&self.root)).expect("a root"));
-            let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
-            builder.with_client_cert_verifier(verifier.build().expect("a verifier"))
-        } else {
-            builder.with_no_client_auth()
+        let builder = match clients {
+            Clients::Unasked => builder.with_no_client_auth(),
+            Clients::Anybody => builder.with_client_cert_verifier(Arc::new(Anybody)),
+            Clients::Ours => {
+                let roots = Arc::new(store(std::slice::from_ref(&self.root)).expect("a root"));
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                builder.with_client_cert_verifier(verifier.build().expect("a verifier"))
+            }
         };
         let mut config =
             builder.with_single_cert(shown.chain.clone(), shown.private()).expect("a pair");
         config.alpn_protocols = vec![ALPN_HTTP2.to_vec()];
         Arc::new(config).into()
+    }
+}
+
+/// Whose certificates a server asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Clients {
+    Unasked,
+    /// Whoever has the key, and also who has nothing to show.
+    Anybody,
+    /// This authority's, and no others.
+    Ours,
+}
+
+#[derive(Debug)]
+struct Anybody;
+
+impl ClientCertVerifier for Anybody {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _leaf: &CertificateDer<'_>,
+        _others: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _leaf: &CertificateDer<'_>,
+        _signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        unreachable!("only TLS 1.3 is spoken")
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, leaf, signed, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
     }
 }
 

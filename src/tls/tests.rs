@@ -1,8 +1,11 @@
-use rustls::ServerConfig;
-use tokio::io::AsyncWriteExt as _;
+use rustls::{HandshakeKind, ServerConfig};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
 use super::{
-    test_authority::{Authority, HOUR, OneShot, Shown, lasted, lasts},
+    test_authority::{Authority, Clients, HOUR, OneShot, Shown, lasted, lasts},
     *,
 };
 use crate::{
@@ -30,7 +33,7 @@ async fn send(server: OneShot, trust: &Trust) -> (Vec<u8>, Option<RouteError>) {
 }
 
 async fn send_to(shown: &Shown, trust: &Trust) -> (Vec<u8>, Option<RouteError>) {
-    let acceptor = Authority::new().acceptor(shown, false);
+    let acceptor = Authority::new().acceptor(shown, Clients::Unasked);
     send(OneShot::tls(acceptor).await, trust).await
 }
 
@@ -180,6 +183,32 @@ async fn a_server_that_agrees_on_no_http2_hears_nothing() {
     let (heard, err) = send(OneShot::tls(acceptor).await, &pin(&authority)).await;
     assert_eq!(heard, b"");
     assert!(matches!(err, Some(RouteError::NoHttp2)), "{err:?}");
+}
+
+#[tokio::test]
+async fn no_session_is_resumed_so_certificates_are_looked_at_each_time() {
+    let authority = Authority::new();
+    let shown = authority.server("localhost", |_| ());
+    let acceptor = authority.acceptor(&shown, Clients::Unasked);
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let port = listener.local_addr().expect("an address").port();
+    let url = ServerUrl::parse(&format!("https://localhost:{port}")).expect("a URL");
+    let route = Route::new(&url, &pin(&authority), None, &Proxies::off()).expect("a route");
+    for _ in 0..2 {
+        let serve = async {
+            let (socket, _) = listener.accept().await.expect("accepted");
+            let mut stream = acceptor.accept(socket).await.expect("a handshake");
+            stream.write_all(b"!").await.expect("sent");
+            stream
+        };
+        // The ticket comes before the byte.
+        let dial = async {
+            let mut stream = route.connect().await.expect("connected");
+            assert_eq!(stream.read_u8().await.expect("a byte"), b'!');
+        };
+        let (stream, ()) = tokio::join!(serve, dial);
+        assert_eq!(stream.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+    }
 }
 
 #[test]
