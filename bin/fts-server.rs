@@ -10,7 +10,7 @@ use fts::{
         self, Listeners, Options, Security, Server,
         access::{Role, Scope},
         administration::Administration,
-        audit::Audit,
+        audit::{Action, Actor, Audit, Detail, Entry, Outcome},
         authority::Authority,
         check::check,
         command::{self, AdminCommand, CommandError},
@@ -19,12 +19,13 @@ use fts::{
         files,
         guard::ClearText,
         landing::{Landing, RealDisk},
-        store::{self, Records, Store},
+        store::{self, Records, Store, credentials::Operator},
         tls::Tls,
     },
     settings::ConfigError,
     shutdown::{self, Shutdown},
     telemetry,
+    token::Secret,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -204,9 +205,7 @@ async fn init(config: &Config, names: &[String]) -> anyhow::Result<ExitCode> {
         coordinator: None,
         tls: Some(Arc::new(tls)),
     };
-    let name = "admin".parse()?;
-    let made = administration.create_operator(name, Role::Admin, Scope::default(), None).await;
-    let (operator, token) = made?;
+    let (operator, token) = first_operator(&administration, &config.data_dir).await?;
     eprintln!(
         "made an authority in {pki}: its root is sha256 {root}
 - {pki}/roots.pem is what curl and grpcurl need (--cacert, -cacert)
@@ -219,6 +218,25 @@ async fn init(config: &Config, names: &[String]) -> anyhow::Result<ExitCode> {
     );
     writeln!(std::io::stdout(), "{}", token.reveal()).context("cannot print the token")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Makes the first operator, on record.
+async fn first_operator(
+    administration: &Administration,
+    data_dir: &Path,
+) -> anyhow::Result<(Operator, Secret)> {
+    let made = administration
+        .create_operator("admin".parse()?, Role::Admin, Scope::default(), None)
+        .await?;
+    let audit = Audit::open(data_dir)?;
+    let entry = Entry::new(Actor::Local, "", Action::OperatorCreate, Outcome::Done)
+        .with(Detail::Operator(made.0.name.clone()))
+        .with(Detail::Role(Role::Admin))
+        .with(Detail::Token(made.0.token.clone()));
+    // It is shown only when it is on record.
+    audit.write(vec![entry]).await?;
+    audit.close().await;
+    Ok(made)
 }
 
 /// Settles and checks the data directory, and says on stdout what was found.

@@ -65,10 +65,16 @@ impl Admin for AdminApi {
         // Of many, the first; their ids are in the records.
         about.extend(wanted.patterns.first().cloned().map(Detail::Pattern));
         let made = audited
-            .run(
+            .run_and_name(
                 Action::TokenCreate,
                 &about,
                 self.administration.create_join_tokens(wanted, &creator),
+                |made| {
+                    made.first()
+                        .map(|(token, _)| Detail::Token(token.id.clone()))
+                        .into_iter()
+                        .collect()
+                },
             )
             .await;
         let made = made.map_err(Error::into_status)?.into_iter();
@@ -187,10 +193,11 @@ impl Admin for AdminApi {
         let about =
             [Detail::Operator(name.clone()), Detail::Role(role), Detail::Scope(scope.clone())];
         let made = audited
-            .run(
+            .run_and_name(
                 Action::OperatorCreate,
                 &about,
                 self.administration.create_operator(name, role, scope, ttl),
+                |(operator, _)| vec![Detail::Token(operator.token.clone())],
             )
             .await;
         let (operator, token) = made.map_err(Error::into_status)?;
@@ -221,10 +228,11 @@ impl Admin for AdminApi {
         let name = parse::<OperatorName>(&ask.name)?;
         let ttl = operator_ttl(ask.ttl)?;
         let made = audited
-            .run(
+            .run_and_name(
                 Action::OperatorRotate,
                 &[Detail::Operator(name.clone())],
                 self.administration.rotate_operator(&name, ttl),
+                |(operator, _)| vec![Detail::Token(operator.token.clone())],
             )
             .await;
         let (operator, token) = made.map_err(Error::into_status)?;

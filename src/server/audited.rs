@@ -29,9 +29,22 @@ impl Audited {
         about: &[Detail],
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
+        self.run_and_name(action, about, work, |_| Vec::new()).await
+    }
+
+    /// The same; `made` says what came of it.
+    pub async fn run_and_name<T>(
+        &self,
+        action: Action,
+        about: &[Detail],
+        work: impl Future<Output = Result<T, Error>>,
+        made: impl FnOnce(&T) -> Vec<Detail>,
+    ) -> Result<T, Error> {
         self.note(action, about, Outcome::Asked).await?;
         let done = work.await;
-        if let Err(err) = self.note(action, about, outcome(&done)).await {
+        let mut about = about.to_vec();
+        about.extend(done.as_ref().map(made).unwrap_or_default());
+        if let Err(err) = self.note(action, &about, outcome(&done)).await {
             // It is done, and that it was asked for is on record.
             err.log();
         }

@@ -165,7 +165,8 @@ impl Served {
         work: impl Future<Output = Result<TransferView, Error>> + Send + 'static,
     ) -> Result<TransferView, Error> {
         let audited = self.audited.clone();
-        let work = async move { audited.run(action, &about, work).await };
+        let made = |view: &TransferView| vec![Detail::Transfer(view.transfer.id)];
+        let work = async move { audited.run_and_name(action, &about, work, made).await };
         self.desk.coordinator.owned(work).await
     }
 
