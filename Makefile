@@ -7,7 +7,7 @@ CARGO ?= cargo
 # The dependencies of Cargo.lock, and no others.
 LOCKED ?= --locked
 
-.PHONY: help build demo test test-all lint fmt check-client deny doc chaos chaos-faults chaos-kills bench bench-micro fleet network sabotage run-server run-client clean
+.PHONY: help build demo test test-all lint fmt check-client deny doc chaos chaos-faults chaos-kills bench bench-micro fleet network renewals sabotage run-server run-client clean
 
 help: ## says what there is
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-micro: ## the parts of the data path and the verbs of the store, each by i
 
 fleet: ## N idle clients on one server: what they cost (release build; N=20000)
 	N=$(or $(N),20000) $(CARGO) bench $(LOCKED) --all-features --bench fleet
+
+renewals: ## certificates of two minutes and a change of the authority under 200 clients (FTS_RENEWALS=SECONDS:CLIENTS)
+	FTS_RENEWALS=$(or $(FTS_RENEWALS),120:200) $(CARGO) test $(LOCKED) --all-features --test renewed -- --include-ignored
 
 network: ## what networks do, behind a NAT in network namespaces (root; NAMES="router-reboot-idle …")
 	$(CARGO) build $(LOCKED) --all-features

@@ -86,7 +86,7 @@ impl std::fmt::Debug for Text {
 }
 
 const IDENTITY: &str = "identity.pem";
-const SERVER_ROOT: &str = "server-root.pem";
+const SERVER_ROOTS: &str = "server-roots.pem";
 
 impl Identity {
     fn new(chain: Vec<CertificateDer<'static>>, key: Vec<u8>) -> Result<Self, String> {
@@ -147,7 +147,7 @@ pub(super) fn has_joined(dir: &Path) -> bool {
 
 /// Reads the roots that the server named; none, if it named none.
 pub(super) fn load_roots(dir: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let path = dir.join(SERVER_ROOT);
+    let path = dir.join(SERVER_ROOTS);
     if !is_there(&path) {
         return Ok(Vec::new());
     }
@@ -159,7 +159,7 @@ pub(super) fn store_roots(
     dir: &Path,
     roots: &[CertificateDer<'static>],
 ) -> Result<(), IdentityError> {
-    let path = dir.join(SERVER_ROOT);
+    let path = dir.join(SERVER_ROOTS);
     if !roots.is_empty() {
         let roots: Vec<_> =
             roots.iter().map(|root| Pem::new("CERTIFICATE", root.to_vec())).collect();

@@ -47,11 +47,11 @@ async fn a_machine_joins_once_and_from_then_on_it_is_just_started() {
         X509CertificationRequest::from_der(&request.certificate_request).expect("PKCS #10");
     let key = &csr.certification_request_info.subject_pki.subject_public_key.data;
     assert_eq!(key.len(), 65, "a point of P-256");
-    for name in ["identity.pem", "server-root.pem"] {
+    for name in ["identity.pem", "server-roots.pem"] {
         let mode = fs::metadata(machine.state_dir().join(name)).expect(name).permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{name}");
     }
-    let stored = crate::tls::read_pem_certificates(&machine.state_dir().join("server-root.pem"));
+    let stored = crate::tls::read_pem_certificates(&machine.state_dir().join("server-roots.pem"));
     assert_eq!(stored.expect("good"), roots);
     let joined =
         fs::read_to_string(machine.home.path().join(".local/state/fts-client/joined.toml"));
@@ -135,7 +135,7 @@ async fn an_identity_is_replaced_only_by_force() {
     let force = |flags: &mut config::JoinFlags| flags.force = true;
     machine.join_with(&server.url, &server.token(), force).await.expect("joined");
     assert_ne!(machine.identity(), before);
-    assert!(!machine.state_dir().join("server-root.pem").exists());
+    assert!(!machine.state_dir().join("server-roots.pem").exists());
 }
 
 #[tokio::test]

@@ -1,6 +1,10 @@
 //! A real client in this process.
 
-use std::path::Path;
+use std::{
+    io::Write as _,
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::Path,
+};
 
 use fts::{
     client::{
@@ -17,7 +21,10 @@ use fts::{
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::server::TestServer;
+use super::{
+    secured::{Identity, Secured},
+    server::TestServer,
+};
 
 pub struct TestClient {
     shutdown: Shutdown,
@@ -50,6 +57,25 @@ impl TestClient {
     /// Starts a client of a server that may not be there yet.
     pub fn start_at(url: &str, id: &str, allowed: &[&Path]) -> Self {
         Self::start_with(url, id, allowed, |_| ())
+    }
+
+    /// Starts one of a secured server, as this identity.
+    pub fn start_secured(secured: &Secured, identity: &Identity, allowed: &[&Path]) -> Self {
+        let roots = secured.tls.roots();
+        let pem = |der: &Vec<u8>| pem::encode(&pem::Pem::new("CERTIFICATE", der.clone()));
+        let roots: String = roots.iter().map(pem).collect();
+        Self::start_with(&secured.url(), identity.client.as_str(), allowed, |config| {
+            let mut dir = std::fs::DirBuilder::new();
+            dir.recursive(true).mode(0o700).create(&config.state_dir).expect("a directory");
+            let write = |name: &str, text: &str| {
+                let mut options = std::fs::OpenOptions::new();
+                let file = options.write(true).create_new(true).mode(0o600);
+                let mut file = file.open(config.state_dir.join(name)).expect("a file");
+                file.write_all(text.as_bytes()).expect("written");
+            };
+            write("identity.pem", &identity.pem);
+            write("server-roots.pem", &roots);
+        })
     }
 
     /// Starts one with settings that `adjust` changes.
