@@ -95,11 +95,18 @@ impl Authority {
         Ok(authority)
     }
 
-    /// Opens the authority in `dir`; `None` if there never was one.
+    /// Opens the authority in `dir`; `None` if there is no such directory. What is left of an
+    /// authority is an error, and not none: without one the server would ask for no credentials.
     pub fn open(dir: &Path) -> Result<Option<Self>, AuthorityError> {
+        match dir.symlink_metadata() {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            _ => {}
+        }
         let files = Files::open(dir);
-        let Some(names) = files.read_if_there("names")? else { return Ok(None) };
-        let names: Vec<String> = names.lines().map(str::to_owned).collect();
+        let names: Vec<String> = files.read("names")?.lines().map(str::to_owned).collect();
+        if names.is_empty() {
+            return Err(files.damaged("names", "it names nothing"));
+        }
         let roots = files.certificates("roots.pem")?;
         let intermediate = files.certificates("intermediate.pem")?.swap_remove(0);
         let key = files.key("intermediate.key")?;
@@ -240,7 +247,7 @@ impl Authority {
     }
 
     fn reopened(&self) -> Result<Self, AuthorityError> {
-        Self::open(self.files.dir())?.ok_or_else(|| self.files.damaged("names", "it is gone"))
+        Self::open(self.files.dir())?.ok_or_else(|| self.files.damaged("", "it is gone"))
     }
 }
 

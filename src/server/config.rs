@@ -1,6 +1,10 @@
 //! The server's configuration: flags, variables and file in, checked values out.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{coordinator::Retention, landing::Marks, quotas::QuotaLimits, tls::OwnCertificate};
 use crate::{
@@ -129,7 +133,7 @@ impl Config {
         let insecure = insecure.unwrap_or(false);
         let log_format =
             pick.pick(("log-format", args.log_format), None, file.log_format, LogFormat::parse);
-        let is_secured = data_dir.join(PKI).join("names").exists();
+        let is_secured = has_authority(&data_dir);
         let reach = Reach { listen, control_listen, is_secured, insecure };
         reach.problems(own_certificate.is_some()).into_iter().for_each(|what| pick.problem(what));
         let config = Self {
@@ -198,6 +202,13 @@ fn quotas(pick: &mut Picker, args: &mut Args, file: &mut File) -> QuotaLimits {
 pub const PKI: &str = "pki";
 /// The server's own socket, in the data directory.
 pub const SOCKET: &str = "admin.sock";
+
+/// Whether a data directory has an authority, or what is left of one, or what cannot be looked at: each
+/// of these is never served in clear text.
+pub fn has_authority(data_dir: &Path) -> bool {
+    let looked = data_dir.join(PKI).symlink_metadata();
+    !matches!(looked, Err(err) if err.kind() == std::io::ErrorKind::NotFound)
+}
 
 /// Who could reach the server, and with what.
 struct Reach {

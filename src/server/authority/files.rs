@@ -96,7 +96,7 @@ impl Files {
         KeyPair::from_pem(&text).map_err(|_| self.damaged(name, "it holds no key"))
     }
 
-    fn read(&self, name: &str) -> Result<String, AuthorityError> {
+    pub(super) fn read(&self, name: &str) -> Result<String, AuthorityError> {
         let text = self.read_if_there(name)?;
         text.ok_or_else(|| AuthorityError::Io {
             path: self.path(name),

@@ -77,7 +77,8 @@ fn keys_are_for_their_owner_alone_and_a_second_authority_is_refused() {
     }
     let again = Authority::init(&dir.path().join("pki"), &["x".to_owned()]);
     assert!(matches!(again, Err(AuthorityError::Exists(_))));
-    assert!(Authority::open(dir.path()).expect("opened").is_none(), "elsewhere there is none");
+    let elsewhere = Authority::open(&dir.path().join("other")).expect("looked");
+    assert!(elsewhere.is_none());
 }
 
 #[test]
@@ -116,5 +117,27 @@ fn only_what_can_be_a_name_is_one() {
     let long = "a".repeat(64);
     for bad in ["", "a b", "a..b", "-a", "a-", "a/b", "*.x", "é", "a_b", &long] {
         assert!(checked_name(bad).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn what_is_left_of_an_authority_is_not_taken_for_none() {
+    for name in ["names", "roots.pem", "intermediate.pem", "intermediate.key"] {
+        let dir = tempfile::tempdir().expect("a directory");
+        drop(authority(dir.path()));
+        let path = dir.path().join("pki").join(name);
+        for text in [None, Some(""), Some("nonsense")] {
+            match text {
+                None => fs::remove_file(&path).expect("removed"),
+                Some(text) => fs::write(&path, text).expect("written"),
+            }
+            let opened = Authority::open(&dir.path().join("pki"));
+            // Any word is a name.
+            assert!(
+                opened.is_err() || (name, text) == ("names", Some("nonsense")),
+                "{name} {text:?}"
+            );
+            assert!(crate::server::config::has_authority(dir.path()));
+        }
     }
 }
