@@ -22,6 +22,7 @@ import row_disk
 import row_huge
 import row_many
 import row_small
+import row_tls
 import row_wan
 from bench import Bench
 from place import Place
@@ -32,6 +33,7 @@ from tools import Tools
 ROWS = {
     "big": row_big,
     "huge": row_huge,
+    "tls": row_tls,
     "disk": row_disk,
     "small": row_small,
     "many": row_many,

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -21,21 +22,24 @@ IDLE_S = 5
 class Connection(http.client.HTTPConnection):
     """An operator's connection, made in the network of the server."""
 
-    def __init__(self, net, port):
+    def __init__(self, net, port, access=None):
         super().__init__(net.host, port, timeout=400)
-        self.net = net
+        self.net, self.access = net, access
         self.used_at = time.monotonic()
 
     def connect(self):
         self.sock = self.net.connect(self.port, self.timeout)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self.access is not None:
+            self.sock = self.access.tls.wrap_socket(self.sock, server_hostname=self.net.host)
 
     def ask(self, method, target):
         """Returns the status, and the JSON of the answer."""
         if time.monotonic() - self.used_at > IDLE_S:
             # The server may have ended it by now; a request opens it again.
             self.close()
-        self.request(method, target)
+        headers = {} if self.access is None else {"Authorization": f"Bearer {self.access.token}"}
+        self.request(method, target, headers=headers)
         response = self.getresponse()
         body = response.read()
         self.used_at = time.monotonic()
@@ -70,13 +74,45 @@ def uploads_flag(place):
     raise Ended("fts-client --help names no flag for the number of uploads")
 
 
+class Access:
+    """An authority for a server, and its first operator's token."""
+
+    def __init__(self, place, data_dir):
+        command = [place.program("fts-server"), "init", "--name", "localhost"]
+        command += ["--data-dir", data_dir]
+        self.token = run_text(command).strip()
+        self.data_dir = data_dir
+        self.roots = data_dir / "pki" / "roots.pem"
+        self.tls = ssl.create_default_context(cafile=self.roots)
+
+    def join(self, place, net, port, work):
+        """Makes the client of the bench one of the server's."""
+        token = work / "join.token"
+        command = [place.program("fts-server"), "token", "create", "--id", CLIENT_ID]
+        token.write_text(run_text([*command, "--data-dir", self.data_dir]))
+        command = [*net.at_site, place.program("fts-client"), "join", "--token-file", token]
+        command += ["--server", f"https://{net.host}:{port}", "--client-id", CLIENT_ID]
+        run_text([*command, "--state-dir", work / "state"], env=environ_in(work))
+
+
+def environ_in(work):
+    return {"PATH": os.environ["PATH"], "HOME": str(work), "RUST_LOG": "warn"}
+
+
+def run_text(command, env=None):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, env=env)
+    if done.returncode != 0:
+        raise Ended(f"{command[1:3]} failed with {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
 class Pair:
     """A server and its client. It stays for a row."""
 
-    def __init__(self, place, net, data_dir, server_args=(), client_args=()):
-        self.net = net
+    def __init__(self, place, net, data_dir, server_args=(), client_args=(), access=None):
+        self.net, self.access = net, access
         work = place.room("fts")
-        environ = {"PATH": os.environ["PATH"], "HOME": str(work), "RUST_LOG": "warn"}
+        environ = environ_in(work)
         port_file = work / "port"
         command = [*net.at_cloud, place.program("fts-server"), "--listen", net.listen]
         command += ["--port-file", port_file, "--data-dir", data_dir, *net.consent, *server_args]
@@ -89,12 +125,16 @@ class Pair:
                 lambda: port_file.exists() and port_file.read_text().strip(),
             )
             self.port = int(address.rpartition(":")[2])
+            scheme = "http"
+            if access is not None:
+                scheme = "https"
+                access.join(place, net, self.port, work)
             command = [*net.at_site, place.program("fts-client"), "--status-port", "0"]
-            command += ["--server", f"http://{net.host}:{self.port}", "--client-id", CLIENT_ID]
+            command += ["--server", f"{scheme}://{net.host}:{self.port}", "--client-id", CLIENT_ID]
             command += ["--allow", place.sources, "--state-dir", work / "state"]
             command += [*net.consent, *client_args]
             self.client = start(command, work / "client.log", environ)
-            self.http = Connection(net, self.port)
+            self.http = Connection(net, self.port, access)
             wait_for("the client registers", self.client, self.is_registered)
         except BaseException:
             self.close()
@@ -117,7 +157,7 @@ class Fts:
 
     def __init__(self, name, pair, sources):
         self.name, self.pair, self.sources = name, pair, sources
-        self.connections = [Connection(pair.net, pair.port) for _ in sources]
+        self.connections = [Connection(pair.net, pair.port, pair.access) for _ in sources]
         self.transfers = []
 
     def pull(self):

@@ -124,33 +124,39 @@ class NginxPut(Peer):
 
     name = "nginx PUT"
 
-    def __init__(self, place, net, source, landing):
+    def __init__(self, place, net, source, landing, pki=None):
+        """With the directory of an authority it speaks TLS, with the server's certificate there."""
         super().__init__(source, landing)
         work = place.room("nginx")
         # On the file system of the destination, or nginx copies each file once more.
         temp = landing / "nginx-body"
-        temp.mkdir()
+        temp.mkdir(exist_ok=True)
         port = net.free_port()
         paths = "".join(
             f"  {kind}_temp_path {work}/{kind};\n" for kind in ("proxy", "fastcgi", "uwsgi", "scgi")
         )
+        tls, scheme, self.trust = "", "http", []
+        if pki is not None:
+            tls = f" ssl;\n    ssl_certificate {pki}/server.pem;\n"
+            tls += f"    ssl_certificate_key {pki}/server.key;\n    ssl_protocols TLSv1.3"
+            scheme, self.trust = "https", ["--cacert", pki / "roots.pem"]
         # As root the workers would become nobody, who may not write there.
         owner = "user root;\n" if os.getuid() == 0 else ""
         (work / "nginx.conf").write_text(
             f"{owner}daemon off;\nworker_processes 2;\npid {work}/pid;\nerror_log {work}/log;\n"
             f"events {{}}\nhttp {{\n  access_log off;\n  client_max_body_size 0;\n"
             f"  client_body_temp_path {temp};\n{paths}"
-            f"  server {{\n    listen {net.host}:{port};\n    root {landing};\n"
+            f"  server {{\n    listen {net.host}:{port}{tls};\n    root {landing};\n"
             f"    location / {{ dav_methods PUT; }}\n  }}\n}}\n"
         )
         command = [which("nginx"), "-p", work, "-e", work / "log", "-c", work / "nginx.conf"]
         self.process = start(command, work / "err")
-        self.url = f"http://{net.host}:{port}/{self.target.name}"
+        self.url = f"{scheme}://{net.host}:{port}/{self.target.name}"
         started(self, "nginx listens", lambda: net.listens(port))
 
     def pull(self):
         with Tree(self.process.pid) as server:
-            seconds, cost = run_once(["curl", "-sf", "-T", self.source, self.url])
+            seconds, cost = run_once(["curl", "-sf", *self.trust, "-T", self.source, self.url])
         return seconds, {"client": cost, "server": server.cost}
 
     def close(self):
