@@ -1,6 +1,9 @@
 """A server in the cloud, and a client on a site behind a NAT, in network namespaces of this run.
 
     cloud 10.88.0.1 == wan == 10.88.0.2 nat 192.168.88.1 == lan == 192.168.88.2 site
+                                        192.168.89.1 == side == 192.168.89.2 aside
+
+Aside is a third host: an operator's, a proxy, or whoever took the router over.
 
 The NAT is a strict one: what it does not know is dropped without a word, even in the middle of a
 connection (`nf_conntrack_tcp_loose=0`). Otherwise a packet from the site would make an expired
@@ -26,11 +29,12 @@ import time
 
 CLOUD, SITE_GATEWAY = "10.88.0.1", "192.168.88.1"
 OUTSIDE, SITE = ("10.88.0.2", "10.88.0.3"), ("192.168.88.2", "192.168.88.3")
+ASIDE_GATEWAY, ASIDE = "192.168.89.1", "192.168.89.2"
 PORT = 3000
 PORTS_OF_ONE_LIFE = 10_000
 CLONE_NEWNET = 0x40000000
 LIBC = ctypes.CDLL(None, use_errno=True)
-NAME_PATTERN = re.compile(r"ftsnet(\d+)-(?:cloud|nat|site)")
+NAME_PATTERN = re.compile(r"ftsnet(\d+)-(?:cloud|nat|site|aside)")
 # A program that starts, on a busy machine, or a call.
 PATIENCE_S = 30
 # One that is told to end may take 45 s: uploads may finish.
@@ -47,7 +51,7 @@ table ip nat {{
   chain through {{
     type filter hook forward priority filter; policy drop;
     ct state invalid drop
-    iifname "lan" accept
+    iifname {{ "lan", "side" }} accept
     ct state established accept
   }}
   chain itself {{
@@ -65,6 +69,27 @@ CUT_TO_SERVER = """
 """
 CUT_TO_CLIENT = """
   chain to_client { type filter hook prerouting priority -400; iifname "wan" drop; }
+"""
+REDIRECTED = """
+table ip detour {{
+  chain dialled {{
+    type nat hook prerouting priority dstnat;
+    iifname "lan" ip daddr {cloud} tcp dport {port} dnat to {aside}
+  }}
+}}
+"""
+NOT_REDIRECTED = """
+add table ip detour
+delete table ip detour
+"""
+WALLED_OFF = """
+table ip wall {
+  chain out { type filter hook forward priority 10; iifname "lan" oifname "wan" drop; }
+}
+"""
+NOT_WALLED_OFF = """
+add table ip wall
+delete table ip wall
 """
 
 
@@ -138,8 +163,8 @@ class Rig:
     """The network, one for each process. It goes with `close`."""
 
     def __init__(self, *, established_s=None, loose=False):
-        hosts = ("cloud", "nat", "site")
-        self.cloud, self.nat, self.site = (f"ftsnet{os.getpid()}-{host}" for host in hosts)
+        names = (f"ftsnet{os.getpid()}-{host}" for host in ("cloud", "nat", "site", "aside"))
+        self.cloud, self.nat, self.site, self.aside = names
         self.made = []
         self.first_port = 20_000
         self.outside, self.site_address = OUTSIDE[0], SITE[0]
@@ -150,7 +175,7 @@ class Rig:
             raise
 
     def _build(self, established_s, loose):
-        for namespace in (self.cloud, self.nat, self.site):
+        for namespace in (self.cloud, self.nat, self.site, self.aside):
             run("ip", "netns", "add", namespace)
             self.made.append(namespace)
             run("ip", "-n", namespace, "link", "set", "lo", "up")
@@ -158,6 +183,9 @@ class Rig:
         gateway, site = f"{SITE_GATEWAY}/24", f"{self.site_address}/24"
         self._join(self.nat, "lan", gateway, self.site, "lan", site)
         self._route_site()
+        gateway, aside = f"{ASIDE_GATEWAY}/24", f"{ASIDE}/24"
+        self._join(self.nat, "side", gateway, self.aside, "side", aside)
+        run("ip", "-n", self.aside, "route", "replace", "default", "via", ASIDE_GATEWAY)
         with inside(self.nat):
             sysctl("ipv4/ip_forward", 1)
             self._set_nat()
@@ -194,6 +222,25 @@ class Rig:
         with inside(self.nat):
             run("nft", "-f", "-", text=MENDED)
 
+    def redirect(self):
+        """What the site dials to the server comes to the host aside; it is not told so."""
+        rules = REDIRECTED.format(cloud=CLOUD, port=PORT, aside=ASIDE)
+        with inside(self.nat):
+            run("nft", "-f", "-", text=NOT_REDIRECTED + rules)
+
+    def stop_redirecting(self):
+        with inside(self.nat):
+            run("nft", "-f", "-", text=NOT_REDIRECTED)
+
+    def wall_off(self):
+        """The site has no way out but the host aside."""
+        with inside(self.nat):
+            run("nft", "-f", "-", text=NOT_WALLED_OFF + WALLED_OFF)
+
+    def open_wall(self):
+        with inside(self.nat):
+            run("nft", "-f", "-", text=NOT_WALLED_OFF)
+
     def forget(self):
         """The router reboots: it knows no connection, and gives other ports to new ones."""
         self.first_port = self.first_port % 50_000 + PORTS_OF_ONE_LIFE
@@ -226,10 +273,28 @@ class Rig:
         self.made = []
 
 
+def around(*, environment=None, directory=None):
+    """What a program has around it: no variable but these, and those that find it."""
+    return {"env": {"PATH": os.environ["PATH"], **(environment or {})}, "cwd": directory}
+
+
+def call(namespace, command, *, text="", **surroundings):
+    """Runs a program to its end."""
+    with inside(namespace):
+        return subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            **around(**surroundings),
+        )
+
+
 class Program:
     """A running program, and its log: JSON lines."""
 
-    def __init__(self, namespace, log, command):
+    def __init__(self, namespace, log, command, **surroundings):
         self.log = log
         with inside(namespace), open(log, "ab") as file:
             self.process = subprocess.Popen(
@@ -237,8 +302,8 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=file,
-                env={"PATH": os.environ["PATH"]},
                 start_new_session=True,
+                **around(**surroundings),
             )
 
     def lines(self, message=None):
@@ -262,16 +327,19 @@ class Program:
 
 
 class Operator:
-    """Speaks HTTP with the server, from its own host."""
+    """Speaks HTTP with the server, from its own host: over TLS, if it trusts anybody."""
 
-    def __init__(self, rig):
-        self.rig = rig
+    def __init__(self, rig, trust=None, token=None):
+        self.rig, self.trust = rig, trust
+        self.headers = {"authorization": f"Bearer {token}"} if token else {}
 
     def ask(self, method, path):
         connection = http.client.HTTPConnection(CLOUD, PORT, timeout=PATIENCE_S)
         connection.sock = self.rig.connect(self.rig.cloud, PORT)
         try:
-            connection.request(method, path)
+            if self.trust:
+                connection.sock = self.trust.wrap_socket(connection.sock, server_hostname=CLOUD)
+            connection.request(method, path, headers=self.headers)
             answer = connection.getresponse()
             body = json.loads(answer.read())
         finally:

@@ -3,7 +3,8 @@
 
     scenarios.py [--bin DIR] [--seed N] [--keep] [--list] [--sample | NAME…]
 
-Without names all of them run, some at a time: they mostly wait. `--bin` is where the programs are.
+Without names all of them run, some at a time: they mostly wait. The first are of a server that asks
+for TLS and credentials (`secured_scenarios.py`). `--bin` is where the programs are.
 Each says how many seconds after mending the client delivered again.
 """
 
@@ -23,8 +24,10 @@ import time
 import traceback
 
 import rig
+import secured_scenarios
 from pair import BACK_S, CLIENT_SILENCE, SMALL_BYTES, Pair
 from rig import Failed
+from secured import tool
 
 # The deadlines of sessions scale with it.
 HEARTBEAT_S = 1
@@ -46,6 +49,9 @@ class Scenario:
     nat: dict = dataclasses.field(default_factory=dict)
     # In the sample, which CI runs.
     sampled: bool = True
+    pair: object = Pair
+    # Programs that a machine may lack.
+    needs: tuple = ()
 
 
 # --- An idle mapping expires ---
@@ -177,7 +183,9 @@ def server_restarts_behind_a_cut(how, pair):
 
 
 def scenarios():
-    found = {
+    secured = secured_scenarios.plays().items()
+    found = {name: Scenario(play, pair=made, needs=needs) for name, (play, made, needs) in secured}
+    found |= {
         "expiry-slower-than-heartbeats": Scenario(
             expiry_slower_than_heartbeats, heartbeat_s=2, nat={"established_s": 5}
         ),
@@ -214,7 +222,10 @@ def play(name, scenario, args):
     place = tempfile.mkdtemp(prefix=f"fts-{name}-")
     measured = {}
     try:
-        pair = Pair(place, args.bin.resolve(), scenario.heartbeat_s, **scenario.nat)
+        if not all(tool(name, each) for each in scenario.needs):
+            shutil.rmtree(place)
+            return True
+        pair = scenario.pair(place, args.bin.resolve(), scenario.heartbeat_s, **scenario.nat)
         pair.seed, pair.measured = args.seed, measured
         with contextlib.closing(pair):
             scenario.play(pair)
