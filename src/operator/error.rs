@@ -4,7 +4,10 @@
 use tonic::{Code, ConnectError, Status};
 
 use super::output::clean;
-use crate::status::{self, Reason};
+use crate::{
+    status::{self, Reason},
+    tls,
+};
 
 /// Why a command did not do as asked.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +177,9 @@ fn was_sent(status: &Status) -> bool {
 
 /// The innermost cause is what the system said; what is around it says "transport error".
 fn cause(status: &Status) -> String {
+    if let Some(text) = tls::explain(status) {
+        return text;
+    }
     let mut link = std::error::Error::source(status);
     let mut text = status.message().to_owned();
     while let Some(err) = link {
