@@ -241,6 +241,11 @@ fn explain_rustls(err: &rustls::Error, trusted: Option<&str>) -> Option<String> 
         E::AlertReceived(alert) => explain_alert(*alert),
         E::InvalidMessage(_) => Some("the server speaks no TLS: is it http://?".to_owned()),
         E::PeerIncompatible(_) => Some(NO_TLS13.to_owned()),
+        E::DecryptError => Some(
+            "what the server sent was changed on the way: something between here and there \
+             interferes"
+                .to_owned(),
+        ),
         _ => None,
     }
 }
@@ -281,6 +286,11 @@ fn explain_certificate(err: &CertificateError, trusted: Option<&str>) -> Option<
         E::InvalidPurposeContext { .. } | E::InvalidPurpose => {
             "the server's certificate is not one of a server".to_owned()
         }
+        // That of an authority, among others, which is what most self-signed ones are.
+        E::Other(why) => format!(
+            "the server's certificate is one that no server may have ({:?}): is it self-signed?",
+            why.0
+        ),
         _ => return None,
     })
 }
