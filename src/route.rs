@@ -269,7 +269,10 @@ fn tunnel_error(err: &dyn Error, proxy: String, server: &ServerUrl) -> RouteErro
         return RouteError::ProxyAuth(proxy);
     }
     let why = match text.trim_start_matches("tunnel error: ") {
-        "unsuccessful" => "it refused",
+        // Some answer a wrong password with 401, and not 407: no status is told apart here.
+        "unsuccessful" => {
+            "it refused: its rules may not allow this server, or it wants another name and password"
+        }
         "unexpected end of file" => "it hung up",
         other => other,
     };
