@@ -376,6 +376,8 @@ pub const CLIENT_CERTIFICATE_LIFE_MAX: Duration = Duration::from_secs(398 * 24 *
 /// A certificate that expired no longer ago than this renews by proof of its key.
 pub const RENEW_WITHIN: Duration = Duration::from_secs(180 * 24 * 3600);
 pub const CERTIFICATE_REQUEST_BYTES_MAX: usize = 4 << 10;
+/// What a busy TLS stream is read in.
+pub const TLS_READ_AHEAD_BYTES: usize = 128 << 10;
 /// Roots that a server trusts at a time, and hands out.
 pub const ROOTS_MAX: usize = 3;
 /// The server's own certificate is looked at this often: by its time, and for another one on disk.

@@ -24,7 +24,7 @@ use tower::Service as _;
 use crate::{
     limits,
     server_url::{ServerUrl, is_loopback, port},
-    tls::{self, ALPN_HTTP2, HandshakeError, TlsError, Trust},
+    tls::{self, ALPN_HTTP2, HandshakeError, ReadAhead, TlsError, Trust},
 };
 
 /// What carries HTTP/2.
@@ -113,7 +113,7 @@ impl Route {
             None => connect(self.server.host(), self.server.port()).await?,
         };
         let Some(tls) = &self.tls else { return Ok(Box::new(socket)) };
-        let handshake = tls.connector.connect(tls.name.clone(), socket);
+        let handshake = tls.connector.connect(tls.name.clone(), ReadAhead::new(socket));
         let failed = |source| HandshakeError::new(tls.trusted.clone(), source);
         let stream = handshake.await.map_err(failed)?;
         if stream.get_ref().1.alpn_protocol() != Some(ALPN_HTTP2) {

@@ -25,6 +25,10 @@ use crate::{settings, token::Sha256};
 #[cfg(all(test, feature = "client", feature = "server"))]
 pub(crate) mod test_authority;
 
+mod read_ahead;
+
+pub use read_ahead::ReadAhead;
+
 /// What both ends speak over TLS.
 pub const ALPN_HTTP2: &[u8] = b"h2";
 

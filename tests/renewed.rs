@@ -25,7 +25,7 @@ use fts::{
 use tempfile::TempDir;
 use tonic::transport::Channel;
 
-/// The length of a certificate's life, and how many clients: FTS_RENEWALS=120:200 says otherwise.
+/// The length of a certificate's life, and how many clients: `FTS_RENEWALS=120:200` says otherwise.
 fn scale() -> (Duration, usize) {
     let text = std::env::var("FTS_RENEWALS").unwrap_or_default();
     let (life, clients) = text.split_once(':').unwrap_or(("12", "40"));

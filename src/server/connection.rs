@@ -22,6 +22,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 use tonic::transport::server::Connected;
 
 use super::{authority::ClientCertificate, preauth::Entry};
+use crate::tls::ReadAhead;
 
 /// What may be asked for on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +94,7 @@ impl fmt::Debug for Peer {
 #[derive(Debug)]
 pub(super) enum Stream {
     Clear(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<ReadAhead<TcpStream>>>),
     Socket(UnixStream),
 }
 

@@ -28,7 +28,7 @@ use super::{
     preauth::PreAuth,
     tls::Tls,
 };
-use crate::{ids::ClientId, limits, shutdown::Shutdown};
+use crate::{ids::ClientId, limits, shutdown::Shutdown, tls::ReadAhead};
 
 /// Listens on `address`, with a queue for a fleet that comes at once.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -146,7 +146,7 @@ impl Reception {
                     held,
                 ));
             };
-            let handshake = TlsAcceptor::from(tls.config()).accept(stream);
+            let handshake = TlsAcceptor::from(tls.config()).accept(ReadAhead::new(stream));
             let shaken = tokio::select! {
                 shaken = timeout_at(until, handshake) => shaken,
                 () = cut.cancelled() => return None,
@@ -214,7 +214,7 @@ impl Reception {
 #[allow(clippy::option_option)]
 fn certificate(
     tls: &Tls,
-    stream: &tokio_rustls::server::TlsStream<TcpStream>,
+    stream: &tokio_rustls::server::TlsStream<ReadAhead<TcpStream>>,
     address: SocketAddr,
 ) -> Option<Option<ClientCertificate>> {
     let (_, session) = stream.get_ref();
