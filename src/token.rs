@@ -1,6 +1,8 @@
 //! Bearer tokens: what an operator shows with each call, and what a machine joins with, once. A
 //! token is `fts_KIND_ID_SECRET`, and `_ROOT` behind it where the server's certificate is of its
-//! own authority: then whoever holds the token needs nothing else to know the server by.
+//! own authority: then whoever holds the token needs nothing else to know the server by. A join
+//! token for one client alone ends in `@CLIENT`, so that the machine need not be told its id; what
+//! the token is good for, the server's records say.
 //!
 //! The id is public and names the token in lists; the secret is 256 random bits, of which the
 //! server keeps only the SHA-256.
@@ -12,6 +14,8 @@ use aws_lc_rs::{
     digest::{SHA256, digest},
     rand,
 };
+
+use crate::ids::ClientId;
 
 /// What a token is good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +76,8 @@ pub struct Token {
     secret: Secret,
     /// The root certificate that the server's own leads to.
     pub root: Option<Sha256>,
+    /// The only client that it is good for, if it says so.
+    pub client: Option<ClientId>,
 }
 
 impl Token {
@@ -80,7 +86,14 @@ impl Token {
         let (mut id, mut secret) = ([0; ID_BYTES], [0; SECRET_BYTES]);
         rand::fill(&mut id).map_err(|_| TokenError::NoRandom)?;
         rand::fill(&mut secret).map_err(|_| TokenError::NoRandom)?;
-        Ok(Self { kind, id: TokenId(hex(&id)), secret: Secret(hex(&secret)), root })
+        let secret = Secret(hex(&secret));
+        Ok(Self { kind, id: TokenId(hex(&id)), secret, root, client: None })
+    }
+
+    /// Names the only client that it is good for.
+    #[must_use]
+    pub fn of_client(self, client: Option<ClientId>) -> Self {
+        Self { client, ..self }
     }
 
     /// Parses a token, which must be of this kind.
@@ -97,7 +110,8 @@ impl Token {
     pub fn reveal(&self) -> Secret {
         let (prefix, id, secret) = (self.kind.prefix(), &self.id.0, &self.secret.0);
         let root = self.root.map_or_else(String::new, |root| format!("_{root}"));
-        Secret(format!("{prefix}{id}_{secret}{root}"))
+        let client = self.client.as_ref().map_or_else(String::new, |client| format!("@{client}"));
+        Secret(format!("{prefix}{id}_{secret}{root}{client}"))
     }
 
     /// Returns what the server keeps of it.
@@ -119,13 +133,19 @@ impl FromStr for Token {
         let kinds = [TokenKind::Operator, TokenKind::Join];
         let found = kinds.iter().find_map(|kind| Some((*kind, text.strip_prefix(kind.prefix())?)));
         let (kind, rest) = found.ok_or(TokenError::Form)?;
+        let (rest, client) = match rest.split_once('@') {
+            Some((rest, client)) if kind == TokenKind::Join => (rest, Some(client)),
+            Some(_) => return Err(TokenError::Form),
+            None => (rest, None),
+        };
+        let client = client.map(str::parse).transpose().map_err(|_| TokenError::Form)?;
         let mut parts = rest.split('_');
         let (id, secret) = parts.next().zip(parts.next()).ok_or(TokenError::Form)?;
         let root = parts.next().map(str::parse).transpose().map_err(|_| TokenError::Form)?;
         if parts.next().is_some() || !is_hex(secret, SECRET_BYTES) {
             return Err(TokenError::Form);
         }
-        Ok(Self { kind, id: id.parse()?, secret: Secret::new(secret), root })
+        Ok(Self { kind, id: id.parse()?, secret: Secret::new(secret), root, client })
     }
 }
 
@@ -226,6 +246,15 @@ mod tests {
     }
 
     #[test]
+    fn a_join_token_names_its_client_and_its_hash_does_not() {
+        let plain = Token::generate(TokenKind::Join, Some(Sha256::of(b"r"))).expect("random");
+        let named = plain.clone().of_client("web-1_x.y".parse().ok());
+        let read = Token::parse(named.reveal().reveal(), TokenKind::Join).expect("a token");
+        assert_eq!(read.client.as_ref().map(ClientId::as_str), Some("web-1_x.y"));
+        assert!(read.is_of(&plain.hash()));
+    }
+
+    #[test]
     fn no_part_of_a_secret_is_in_a_debug_text() {
         let token = Token::generate(TokenKind::Join, None).expect("random");
         let shown = format!("{token:?} {:?}", token.reveal());
@@ -244,6 +273,9 @@ mod tests {
             &good[..good.len() - 1],
             &format!("{good}0"),
             &format!("{good}_"),
+            &format!("{good}@"),
+            &format!("{good}@../x"),
+            &format!("{good}@a@b"),
             &format!("{good}_{}_{}", "0".repeat(64), "0".repeat(64)),
             &good.to_uppercase(),
             &good.replace("fts_join", "fts_admin"),

@@ -62,6 +62,7 @@ impl Administration {
         let mut made = Vec::with_capacity(wanted.patterns.len());
         for pattern in wanted.patterns {
             let token = Token::generate(TokenKind::Join, root).map_err(no_random)?;
+            let token = token.of_client(pattern.as_str().parse().ok());
             let record = JoinToken {
                 id: token.id.clone(),
                 hash: token.hash(),

@@ -32,7 +32,7 @@ pub struct JoinFlags {
     /// File with the join token, or - for standard input; or give the token in FTS_JOIN_TOKEN.
     #[arg(long, value_name = "FILE", env = "FTS_JOIN_TOKEN_FILE", hide_env_values = true)]
     pub token_file: Option<String>,
-    /// Name of this client [default: client-1 if the server is on this machine, else the host name]
+    /// Name of this client [default: the one that the token is good for, if it is only one; else client-1 if the server is on this machine, else the host name]
     /// [short variable: CLIENT_ID].
     #[arg(long, value_name = "ID", env = "FTS_CLIENT_ID", hide_env_values = true)]
     pub client_id: Option<String>,
@@ -102,7 +102,13 @@ impl JoinFlags {
         let token = token.map_err(|problem| picker.problem(problem)).ok();
         let flag = ("client-id", self.client_id);
         let id = picker.pick(flag, Some("CLIENT_ID"), None, id);
-        let id = id.or_else(|| default_id(picker, &server, around));
+        let only = token.as_ref().and_then(|token| token.client.clone());
+        if let (Some(id), Some(only)) = (&id, &only)
+            && id != only
+        {
+            picker.problem(format!("--client-id: the token is good for {only}, and not for {id}"));
+        }
+        let id = id.or(only).or_else(|| default_id(picker, &server, around));
         let allow = allowed(picker, self.allow, around);
         let ca_file = self.ca.as_deref().and_then(|text| std::path::absolute(text).ok());
         let ca_file = ca_file.map(|path| path.to_string_lossy().into_owned());
