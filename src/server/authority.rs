@@ -32,6 +32,7 @@ use crate::{
 mod files;
 mod identity;
 
+pub(super) use identity::life;
 pub use identity::{ClientCertificate, IdentityError};
 
 use files::Files;
@@ -137,7 +138,7 @@ impl Authority {
 
     /// Reads who a certificate that leads to one of the roots is of.
     pub fn identify(&self, leaf: &CertificateDer<'_>) -> Result<ClientCertificate, IdentityError> {
-        ClientCertificate::read(leaf, &self.domain)
+        ClientCertificate::read(leaf, &self.domain, &self.roots)
     }
 
     /// Signs a client's certificate for the public key of `request` (PKCS #10, DER).
@@ -184,8 +185,8 @@ impl Authority {
     pub fn renew_server(&self) -> Result<bool, AuthorityError> {
         let now = SystemTime::now();
         let leaf = self.files.certificates("server.pem")?.swap_remove(0);
-        let (begins, ends) = identity::life(&leaf)
-            .map_err(|err| self.files.damaged("server.pem", &err.to_string()))?;
+        let (begins, ends) =
+            life(&leaf).map_err(|err| self.files.damaged("server.pem", &err.to_string()))?;
         let due = begins.0 + (ends.0 - begins.0) / 3 * 2;
         if UnixMs::now().0 < due {
             return Ok(false);

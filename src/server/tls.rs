@@ -20,7 +20,7 @@ use rustls::{
     version::TLS13,
 };
 
-use super::authority::{Authority, AuthorityError};
+use super::authority::{self, Authority, AuthorityError};
 use crate::{limits, token::Sha256};
 
 /// Why the server cannot speak TLS. What runs already goes on with what it has.
@@ -222,12 +222,16 @@ impl ClientCertVerifier for RenewableClients {
             Err(err) => err,
             verified => return verified,
         };
-        let TlsError::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) = &err
-        else {
+        let TlsError::InvalidCertificate(CertificateError::ExpiredContext { .. }) = &err else {
             return Err(err);
         };
-        let ended = not_after.as_secs();
-        if now.as_secs().saturating_sub(ended) > limits::RENEW_WITHIN.as_secs() {
+        // Of the leaf itself: if that is good still, it is its signer that has expired.
+        let ended = authority::life(end_entity).ok().map(|(_, ends)| ends.0 / 1000);
+        let Some(ended) = ended.and_then(|ended| u64::try_from(ended).ok()) else {
+            return Err(err);
+        };
+        let ago = now.as_secs().checked_sub(ended);
+        if ago.is_none_or(|ago| ago > limits::RENEW_WITHIN.as_secs()) {
             return Err(err);
         }
         // As of its last second everything else must hold.

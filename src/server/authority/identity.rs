@@ -36,8 +36,23 @@ pub(super) fn uri(domain: &str, client: &ClientId, uid: Uuid) -> String {
 }
 
 impl ClientCertificate {
-    pub(super) fn read(leaf: &CertificateDer<'_>, domain: &str) -> Result<Self, IdentityError> {
+    pub(super) fn read(
+        leaf: &CertificateDer<'_>,
+        domain: &str,
+        roots: &[CertificateDer<'_>],
+    ) -> Result<Self, IdentityError> {
         let parsed = parse(leaf)?;
+        // A root signs intermediates only.
+        for root in roots {
+            if parse(root)?.subject().as_raw() == parsed.issuer().as_raw() {
+                return Err(IdentityError::NotAClient);
+            }
+        }
+        // The verifier takes one that says no use as good for every use.
+        let usage = parsed.extended_key_usage().map_err(|_| IdentityError::Unreadable)?;
+        if !usage.is_some_and(|usage| usage.value.client_auth) {
+            return Err(IdentityError::NotAClient);
+        }
         let names = parsed.subject_alternative_name().map_err(|_| IdentityError::Unreadable)?;
         let names = names.ok_or(IdentityError::NotAClient)?;
         let [GeneralName::URI(name)] = names.value.general_names.as_slice() else {
@@ -63,7 +78,9 @@ impl ClientCertificate {
 }
 
 /// Returns when a certificate begins and ends to hold.
-pub(super) fn life(leaf: &CertificateDer<'_>) -> Result<(UnixMs, UnixMs), IdentityError> {
+pub(in crate::server) fn life(
+    leaf: &CertificateDer<'_>,
+) -> Result<(UnixMs, UnixMs), IdentityError> {
     let parsed = parse(leaf)?;
     let ms = |at: x509_parser::time::ASN1Time| UnixMs(at.timestamp().saturating_mul(1000));
     Ok((ms(parsed.validity().not_before), ms(parsed.validity().not_after)))
