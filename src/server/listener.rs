@@ -21,6 +21,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
+use uuid::Uuid;
 
 use super::{
     authority::ClientCertificate,
@@ -161,7 +162,7 @@ impl Reception {
             };
             let certificate = certificate(&tls, &stream, address)?;
             if let Some(certificate) = certificate {
-                held.of_client = Some(clients.enter(&certificate.client)?);
+                held.of_client = Some(clients.enter(&certificate.client, certificate.uid)?);
                 peer.certificate = Some(Arc::new(certificate));
             }
             let (deadline, by) = (Some(sleep_until(until)), KnownBy::Credentials);
@@ -230,38 +231,39 @@ fn certificate(
     }
 }
 
-/// How many connections each client has.
+/// How many connections each client has: by its identity, so that whoever holds a certificate that was
+/// replaced takes no place of who has the id now.
 #[derive(Debug, Default)]
-struct Clients(Mutex<HashMap<ClientId, usize>>);
+struct Clients(Mutex<HashMap<Uuid, usize>>);
 
 /// One of them, until this is dropped.
 #[derive(Debug)]
 pub(super) struct OfClient {
     clients: Arc<Clients>,
-    client: ClientId,
+    uid: Uuid,
 }
 
 impl Clients {
     /// `None`: it has as many as it may have.
-    fn enter(self: &Arc<Self>, client: &ClientId) -> Option<OfClient> {
+    fn enter(self: &Arc<Self>, client: &ClientId, uid: Uuid) -> Option<OfClient> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(client.clone()).or_default();
+        let count = counts.entry(uid).or_default();
         if *count >= limits::CONNECTIONS_PER_CLIENT_MAX {
             tracing::warn!(client_id = client.as_str(), "a client has too many connections");
             return None;
         }
         *count += 1;
-        Some(OfClient { clients: Arc::clone(self), client: client.clone() })
+        Some(OfClient { clients: Arc::clone(self), uid })
     }
 }
 
 impl Drop for OfClient {
     fn drop(&mut self) {
         let mut counts = self.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.client) {
+        if let Some(count) = counts.get_mut(&self.uid) {
             *count -= 1;
             if *count == 0 {
-                counts.remove(&self.client);
+                counts.remove(&self.uid);
             }
         }
     }
@@ -380,13 +382,14 @@ mod tests {
     fn a_client_has_only_so_many_connections() {
         let clients = Arc::new(Clients::default());
         let client: ClientId = "a".parse().expect("an id");
+        let (uid, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
         let mut held: Vec<_> = (0..limits::CONNECTIONS_PER_CLIENT_MAX)
-            .map(|_| clients.enter(&client).expect("one more"))
+            .map(|_| clients.enter(&client, uid).expect("one more"))
             .collect();
-        assert!(clients.enter(&client).is_none());
-        assert!(clients.enter(&"b".parse().expect("an id")).is_some(), "others have their own");
+        assert!(clients.enter(&client, uid).is_none());
+        assert!(clients.enter(&client, other).is_some(), "who has the id now has its own");
         held.pop();
-        assert!(clients.enter(&client).is_some());
+        assert!(clients.enter(&client, uid).is_some());
         drop(held);
         assert!(clients.0.lock().expect("not poisoned").is_empty());
     }
