@@ -18,7 +18,8 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _,
+    SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use uuid::Uuid;
@@ -111,6 +112,11 @@ impl Authority {
         let roots = files.certificates("roots.pem")?;
         let intermediate = files.certificates("intermediate.pem")?.swap_remove(0);
         let key = files.key("intermediate.key")?;
+        // What another key signs is good for nothing, and only who gets it would notice.
+        if identity::public_key(&intermediate).ok() != Some(key.subject_public_key_info()) {
+            let reason = "it is not the key of intermediate.pem";
+            return Err(files.damaged("intermediate.key", reason));
+        }
         let issuer = Issuer::from_ca_cert_der(&intermediate, key)
             .map_err(|err| files.damaged("intermediate.pem", &err.to_string()))?;
         let domain = trust_domain(names.first().map_or("fts", String::as_str));

@@ -86,6 +86,11 @@ pub(in crate::server) fn life(
     Ok((ms(parsed.validity().not_before), ms(parsed.validity().not_after)))
 }
 
+/// Returns the public key of a certificate (`SubjectPublicKeyInfo`, DER).
+pub(super) fn public_key(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, IdentityError> {
+    Ok(parse(certificate)?.public_key().raw.to_vec())
+}
+
 fn parse<'a>(leaf: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, IdentityError> {
     let (rest, parsed) = X509Certificate::from_der(leaf).map_err(|_| IdentityError::Unreadable)?;
     if rest.is_empty() { Ok(parsed) } else { Err(IdentityError::Unreadable) }
