@@ -41,10 +41,7 @@ fn main() -> ExitCode {
         Some(Command::Init(Init { names, args })) => {
             configured(args, |config| to_end(init(&config, &names)))
         }
-        Some(Command::Config(ConfigCommand::Check { args })) => match Config::report(*args) {
-            Ok(report) => told(write!(std::io::stdout(), "{report}")),
-            Err(err) => refuse(&err),
-        },
+        Some(Command::Config(ConfigCommand::Check { args })) => check_config(*args),
         Some(Command::Admin(command)) => administer(command),
     }
 }
@@ -66,6 +63,18 @@ fn configured(
             tracing::error!(error = format!("{err:#}"), "fts-server failed");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Prints the configuration, if a server would start with it: its keys and certificates too.
+fn check_config(args: server::config::Args) -> ExitCode {
+    let (config, report) = match Config::report(args) {
+        Ok(reported) => reported,
+        Err(err) => return refuse(&err),
+    };
+    match command::open_tls(&config) {
+        Ok(_) => told(write!(std::io::stdout(), "{report}")),
+        Err(err) => refuse(&ConfigError::from(err.to_string())),
     }
 }
 

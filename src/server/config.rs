@@ -49,15 +49,16 @@ impl Config {
         Self::picked(args).map(|(config, _)| config)
     }
 
-    /// Returns the effective values, a line each, with where each came from.
-    pub fn report(args: Args) -> Result<String, ConfigError> {
+    /// Returns the effective values, and a line for each, with where it came from.
+    pub fn report(args: Args) -> Result<(Self, String), ConfigError> {
         let (config, settings) = Self::picked(args)?;
         let picked = |name: &str| settings.iter().find(|setting| setting.name == name);
         let line = |(name, value): (&str, String)| {
             let origin = picked(name).map_or("default", |setting| setting.origin.as_str());
             format!("{name:<28} {value:<30} {origin}\n")
         };
-        Ok(config.shown().into_iter().map(line).collect())
+        let report = config.shown().into_iter().map(line).collect();
+        Ok((config, report))
     }
 
     /// Each value as it holds. There is no secret among them.
