@@ -16,7 +16,7 @@ use crate::{
         secured::{Identity, Secured},
         server::PATIENCE,
     },
-    forge::{Forge, Leaf, uri},
+    forge::{Forge, Leaf, uri, uri_of},
 };
 
 async fn dial(secured: &Secured, identity: &Identity) -> TlsStream<TcpStream> {
@@ -62,7 +62,7 @@ async fn a_replaced_certificate_takes_no_place_of_who_has_the_id_now() {
     let forge = Forge::new(&secured, "web-1").await;
     let now = forge.sign(&forge.leaf(), &forge.intermediate());
     let uid = Uuid::new_v4().simple().to_string();
-    let names = vec![uri(&forge.uri_of("localhost", "web-1", &uid))];
+    let names = vec![uri(&uri_of("localhost", "web-1", &uid))];
     let replaced = forge.sign(&Leaf { names, ..forge.leaf() }, &forge.intermediate());
 
     let held = fill(&secured, &replaced).await;
@@ -100,7 +100,7 @@ async fn ten_thousand_streams_of_nobody_take_little_memory_and_end_in_time() {
 
     let took = began.elapsed();
     let grown = child.memory().saturating_sub(before);
-    println!("gone after {took:.1?} ({flooded:?}), and {} KiB more", grown >> 10);
+    eprintln!("gone after {took:.1?} ({flooded:?}), and {} KiB more", grown >> 10);
     assert!(took < limits::KNOWN_WITHIN + Duration::from_secs(5), "{took:?}");
     assert!(grown < 64 << 20, "{grown} bytes");
     child.ask(child.channel(None).await).await;
@@ -161,7 +161,7 @@ async fn a_long_body_of_nobody_is_refused_unread() {
     timeout(PATIENCE, async { tokio::join!(send, hung_up) }).await.expect("it hangs up");
 
     assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
-    println!("{taken} bytes were taken");
+    eprintln!("{taken} bytes were taken");
     // What the kernel takes on both ends.
     assert!(taken < 16 << 20, "{taken} bytes were taken");
     secured.server.stop().await;

@@ -24,7 +24,7 @@ use crate::{
         raw::hello,
         secured::{Identity, Secured, bearing},
     },
-    forge::{DAY, Forge, Leaf, Signer, uri},
+    forge::{DAY, Forge, Leaf, Signer, uri, uri_of},
 };
 
 /// The bad ones by what is wrong with them.
@@ -68,7 +68,7 @@ fn by_what_they_say(forge: &Forge) -> Vec<(&'static str, Identity)> {
     let used = |usages| Leaf { usages, ..forge.leaf() };
     let named = |names: Vec<SanType>| Leaf { names, ..forge.leaf() };
     let says = |text: &str| named(vec![uri(text)]);
-    let called = |client: &str, uid: &str| says(&forge.uri_of("localhost", client, uid));
+    let called = |client: &str, uid: &str| says(&uri_of("localhost", client, uid));
     let dns = || SanType::DnsName("web-1".try_into().expect("ASCII"));
     let leaves = [
         ("expired 181 days ago", lives(-300 * DAY, -181 * DAY)),
@@ -80,8 +80,8 @@ fn by_what_they_say(forge: &Forge) -> Vec<(&'static str, Identity)> {
         ("with a host name", named(vec![dns()])),
         ("with a host name as well", named(vec![uri(&forge.uri()), dns()])),
         ("with two names", named(vec![uri(&forge.uri()), uri(&forge.uri())])),
-        ("of a foreign domain", says(&forge.uri_of("evil.example.com", "web-1", &uid))),
-        ("of a longer domain", says(&forge.uri_of("localhost.evil.example.com", "web-1", &uid))),
+        ("of a foreign domain", says(&uri_of("evil.example.com", "web-1", &uid))),
+        ("of a longer domain", says(&uri_of("localhost.evil.example.com", "web-1", &uid))),
         ("of no client", says("spiffe://localhost/server/web-1")),
         ("without a uid", says("spiffe://localhost/client/web-1")),
         ("with an empty uid", called("web-1", "")),

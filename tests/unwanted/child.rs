@@ -85,7 +85,11 @@ impl Child {
 
     /// Joins as a client does.
     pub async fn join(&self, client: &str) -> Identity {
-        let channel = self.channel(None).await;
+        self.join_by(&Trust::Pinned(self.authority().root()), client).await
+    }
+
+    pub async fn join_by(&self, trust: &Trust, client: &str) -> Identity {
+        let channel = self.channel_by(trust, None).await;
         let ask = CreateJoinTokensRequest {
             patterns: vec![client.to_owned()],
             uses_max: 1,
@@ -139,7 +143,7 @@ impl Child {
     pub fn busy(&self) -> Duration {
         let stat = self.proc("stat");
         let (_, rest) = stat.rsplit_once(") ").expect("a name");
-        let ticks = rest.split(' ').skip(11).take(2).map(|text| text.parse::<u64>());
+        let ticks = rest.split(' ').skip(11).take(2).map(str::parse::<u64>);
         let ticks: u64 = ticks.map(|ticks| ticks.expect("a number")).sum();
         let each = 1000 / rustix::param::clock_ticks_per_second();
         Duration::from_millis(ticks * each)

@@ -58,11 +58,7 @@ impl Forge {
     }
 
     pub fn uri(&self) -> String {
-        self.uri_of("localhost", self.client.as_str(), &self.uid.simple().to_string())
-    }
-
-    pub fn uri_of(&self, domain: &str, client: &str, uid: &str) -> String {
-        format!("spiffe://{domain}/client/{client}/{uid}")
+        uri_of("localhost", self.client.as_str(), &self.uid.simple().to_string())
     }
 
     /// Everything as it should be.
@@ -97,30 +93,21 @@ impl Forge {
 
     /// One that has been there for a year: what it signed may have expired long ago.
     pub fn old_intermediate(&self) -> Signer {
-        self.signer_of(&self.root(), &ca(-400 * DAY, 400 * DAY))
+        signer_of(&self.root(), &ca(-400 * DAY, 400 * DAY))
     }
 
     pub fn expired_intermediate(&self) -> Signer {
-        self.signer_of(&self.root(), &ca(-400 * DAY, -DAY))
+        signer_of(&self.root(), &ca(-400 * DAY, -DAY))
     }
 
     /// A signer made by a signer, which it may not.
     pub fn beneath_intermediate(&self) -> Signer {
-        self.signer_of(&self.intermediate(), &ca(-60, 3600))
+        signer_of(&self.intermediate(), &ca(-60, 3600))
     }
 
     /// A client that signs.
     pub fn client_that_signs(&self) -> Signer {
-        self.signer_of(&self.intermediate(), &self.params(&self.leaf()))
-    }
-
-    fn signer_of(&self, above: &Signer, params: &CertificateParams) -> Signer {
-        let key = KeyPair::generate().expect("a key");
-        let signed = params.signed_by(&key, &above.issuer).expect("signed").der().clone();
-        let mut params = params.clone();
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let chain = [vec![signed], above.chain.clone()].concat();
-        Signer { issuer: Issuer::new(params, key), chain }
+        signer_of(&self.intermediate(), &self.params(&self.leaf()))
     }
 
     fn params(&self, leaf: &Leaf) -> CertificateParams {
@@ -134,8 +121,8 @@ impl Forge {
 
     pub fn sign(&self, leaf: &Leaf, signer: &Signer) -> Identity {
         let key = KeyPair::generate().expect("a key");
-        let signed = self.params(leaf).signed_by(&key, &signer.issuer).expect("signed");
-        let chain = [vec![signed.der().clone()], signer.chain.clone()].concat();
+        let made = self.params(leaf).signed_by(&key, &signer.issuer).expect("made");
+        let chain = [vec![made.der().clone()], signer.chain.clone()].concat();
         identity(self.client.clone(), &key, chain)
     }
 
@@ -164,8 +151,21 @@ impl Forge {
     }
 }
 
+pub fn uri_of(domain: &str, client: &str, uid: &str) -> String {
+    format!("spiffe://{domain}/client/{client}/{uid}")
+}
+
 pub fn uri(text: &str) -> SanType {
     SanType::URI(text.try_into().expect("ASCII"))
+}
+
+fn signer_of(above: &Signer, params: &CertificateParams) -> Signer {
+    let key = KeyPair::generate().expect("a key");
+    let signed = params.signed_by(&key, &above.issuer).expect("signed").der().clone();
+    let mut params = params.clone();
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let chain = [vec![signed], above.chain.clone()].concat();
+    Signer { issuer: Issuer::new(params, key), chain }
 }
 
 fn ca(begins: i64, ends: i64) -> CertificateParams {

@@ -8,7 +8,7 @@ use crate::{
     common::{secured::Secured, server::TestServer},
 };
 
-/// A ClientHello that offers TLS 1.2 at most.
+/// A hello of a client that offers TLS 1.2 at most.
 fn hello_of_tls_1_2() -> Vec<u8> {
     let mut body = vec![3, 3];
     body.extend([7; 32]); // random
@@ -113,8 +113,7 @@ async fn tls_on_a_port_in_clear_fails_cleanly_and_the_port_is_served_on() {
     let shaken = caller::shake(&config, clear.address).await;
 
     shaken.expect_err("it speaks no TLS");
-    let stream = TcpStream::connect(clear.address).await.expect("connected");
-    let mut stream = stream;
+    let mut stream = TcpStream::connect(clear.address).await.expect("connected");
     stream.write_all(HEALTHZ).await.expect("sent");
     assert!(caller::first_bytes(&mut stream).await.starts_with("HTTP/1.1 200"));
     clear.stop().await;

@@ -139,7 +139,7 @@ impl Siege {
         let took = began.elapsed();
         let standing = child.descriptors() - base;
         let (operator, connect) = honest(&child, &trust, &client).await;
-        println!(
+        eprintln!(
             "{phase:?}: {count} came in {took:.1?}, {standing} stand; an operator is answered in \
              {operator:.0?}, a client connects in {connect:.0?}"
         );
@@ -155,7 +155,7 @@ impl Siege {
         while let Some(lasted) = self.stalled.join_next().await {
             longest = longest.max(lasted.expect("no panic"));
         }
-        println!("{:?}: the last one went after {longest:.1?}", self.phase);
+        eprintln!("{:?}: the last one went after {longest:.1?}", self.phase);
         assert!(longest < limits::KNOWN_WITHIN + Duration::from_secs(5), "{longest:?}");
         self.child.back_to(self.base + OWN_FILES).await;
     }
@@ -179,7 +179,7 @@ async fn honest(child: &Child, trust: &Trust, client: &Identity) -> (Duration, D
 async fn two_thousand_who_stall_in_any_phase_keep_nobody_out_and_are_gone_in_time() {
     let files = usize::try_from(raise_own_limit()).unwrap_or(usize::MAX);
     let count = 2000.min((files - 500) / PHASES.len());
-    println!("{count} callers in each phase");
+    eprintln!("{count} callers in each phase");
 
     let mut lifting = JoinSet::new();
     for phase in PHASES {
@@ -222,6 +222,6 @@ async fn who_asks_and_never_reads_is_gone_in_time() {
     );
 
     child.back_to(base).await;
-    println!("gone after {:.1?}", began.elapsed());
+    eprintln!("gone after {:.1?}", began.elapsed());
     assert!(began.elapsed() < limits::KNOWN_WITHIN + Duration::from_secs(10));
 }
