@@ -32,8 +32,8 @@ pub struct JoinFlags {
     /// File with the join token, or - for standard input; or give the token in FTS_JOIN_TOKEN.
     #[arg(long, value_name = "FILE", env = "FTS_JOIN_TOKEN_FILE", hide_env_values = true)]
     pub token_file: Option<String>,
-    /// Name of this client [default: the one that the token is good for, if it is only one; else client-1 if the server is on this machine, else the host name]
-    /// [short variable: CLIENT_ID].
+    /// Name of this client [default: the one that the token is good for, if it is only one; else
+    /// client-1 if the server is on this machine, else the host name] [short variable: CLIENT_ID].
     #[arg(long, value_name = "ID", env = "FTS_CLIENT_ID", hide_env_values = true)]
     pub client_id: Option<String>,
     /// A directory, or one file, that the server may read from now on; repeatable
