@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    io::{
+        AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
+        BufReader,
+    },
     net::TcpStream,
     time::timeout,
 };
@@ -98,14 +101,25 @@ pub fn request(
     text + "\r\n" + body
 }
 
-pub struct Connection {
-    stream: BufReader<TcpStream>,
+pub struct Connection<S = TcpStream> {
+    stream: BufReader<S>,
 }
 
 impl Connection {
     pub async fn open(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).await.expect("connected");
+        Self::over(TcpStream::connect(address).await.expect("connected"))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Speaks over a stream of any kind.
+    pub fn over(stream: S) -> Self {
         Self { stream: BufReader::new(stream) }
+    }
+
+    /// Gives the stream up, with what was read of it and not looked at.
+    pub fn into_inner(self) -> BufReader<S> {
+        self.stream
     }
 
     pub async fn send(&mut self, text: &str) {

@@ -14,18 +14,19 @@ use fts::{
             self, ClientMessage, ServerMessage, UploadFileRequest, UploadFileResponse,
             file_transfer_client::FileTransferClient,
         },
-        session::{FromClient, FromServer, Header, Hello, Upload},
+        session::{FromClient, FromServer, Header, Hello, Upload, UploadProgress},
     },
 };
 use prost::Message as _;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::{mpsc, watch},
     task::JoinHandle,
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Streaming;
+use tonic::{Streaming, transport::Channel};
 
 use super::server::{PATIENCE, TestServer};
 
@@ -50,7 +51,7 @@ pub fn hello(client: &str, instance: InstanceId) -> Hello {
 }
 
 /// Says Hello once, so that the client is known.
-pub async fn register(channel: tonic::transport::Channel, client: &str) {
+pub async fn register(channel: Channel, client: &str) {
     let (to_server, outbound) = mpsc::channel(1);
     let hello = hello(client, InstanceId::generate());
     to_server.send(FromClient::Hello(hello).into()).await.expect("room");
@@ -66,16 +67,51 @@ impl RawSession {
     }
 
     pub async fn open_as(server: &TestServer, hello: Hello) -> Self {
-        let instance = hello.instance;
-        let (to_server, outbound) = mpsc::channel(16);
-        to_server.send(FromClient::Hello(hello).into()).await.expect("room");
-        let mut client = FileTransferClient::new(server.channel().await);
-        let from_server =
-            client.connect(ReceiverStream::new(outbound)).await.expect("a stream").into_inner();
-        let mut session = Self { instance, to_server, from_server };
-        let welcome = session.next().await;
+        Self::open_over(server.channel().await, hello).await
+    }
+
+    /// Opens one on a channel that may show a certificate.
+    pub async fn open_over(channel: Channel, hello: Hello) -> Self {
+        Self::try_over(channel, hello).await.expect("a session")
+    }
+
+    /// Returns the session, or with what the server refused it.
+    pub async fn try_over(channel: Channel, hello: Hello) -> Result<Self, tonic::Status> {
+        let mut session = Self::silent(channel, hello.instance).await?;
+        session.say(FromClient::Hello(hello)).await;
+        let welcome = timeout(PATIENCE, session.from_server.message()).await.expect("in time")?;
+        let welcome: FromServer = welcome.expect("a welcome").try_into().expect("a message");
         assert!(matches!(welcome, FromServer::Welcome { .. }), "{welcome:?}");
-        session
+        Ok(session)
+    }
+
+    /// Opens the stream, and says nothing.
+    pub async fn silent(channel: Channel, instance: InstanceId) -> Result<Self, tonic::Status> {
+        let (to_server, outbound) = mpsc::channel(16);
+        let mut client = FileTransferClient::new(channel);
+        let from_server = client.connect(ReceiverStream::new(outbound)).await?.into_inner();
+        Ok(Self { instance, to_server, from_server })
+    }
+
+    /// Says a heartbeat, and waits for its answer: all that was said before has been heard.
+    pub async fn heard(&mut self, progress: Vec<UploadProgress>) {
+        let seq = fastrand::u64(..);
+        self.say(FromClient::Heartbeat { seq, progress, jobs_max: None }).await;
+        while self.next().await != (FromServer::HeartbeatAck { seq }) {}
+    }
+
+    /// Returns how the server ends the session.
+    pub async fn end(&mut self) -> Option<tonic::Status> {
+        let end = async {
+            loop {
+                match self.from_server.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return None,
+                    Err(status) => return Some(status),
+                }
+            }
+        };
+        timeout(PATIENCE, end).await.expect("an end in time")
     }
 
     pub async fn say(&self, message: FromClient) {
@@ -166,15 +202,22 @@ pub struct RawUpload {
 impl RawUpload {
     pub async fn open(address: SocketAddr) -> Self {
         let tcp = TcpStream::connect(address).await.expect("connected");
-        let (client, connection) = h2::client::handshake(tcp).await.expect("HTTP/2");
+        Self::over(tcp, &format!("http://{address}")).await
+    }
+
+    /// Opens one on a stream that leads to `origin`.
+    pub async fn over(
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        origin: &str,
+    ) -> Self {
+        let (client, connection) = h2::client::handshake(io).await.expect("HTTP/2");
         #[allow(clippy::disallowed_methods)] // aborted when the upload ends
         let connection = tokio::spawn(connection);
-        let request =
-            http::Request::post(format!("http://{address}/fts.v1.FileTransfer/UploadFile"))
-                .header("content-type", "application/grpc")
-                .header("te", "trailers")
-                .body(())
-                .expect("a request");
+        let request = http::Request::post(format!("{origin}/fts.v1.FileTransfer/UploadFile"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .expect("a request");
         let mut client = client.ready().await.expect("ready");
         let (response, stream) = client.send_request(request, false).expect("sent");
         Self { pushed: watch::Sender::new(0), stream, response: Some(response), connection }
