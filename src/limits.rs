@@ -301,6 +301,8 @@ pub const QUOTA_PARTIES_MAX: usize = 65_536;
 pub const RECHECK: Duration = Duration::from_secs(5);
 /// A token, with room to spare.
 pub const TOKEN_BYTES_MAX: usize = 1024;
+/// Streams that read the audit at a time.
+pub const AUDIT_READERS_MAX: usize = 8;
 /// An operator's name.
 pub const OPERATOR_BYTES_MAX: usize = 64;
 /// Clients, and paths, that a scope names.

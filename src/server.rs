@@ -298,6 +298,7 @@ impl Server {
 
     fn enrolment(&self) -> EnrolmentServer {
         let api = enrolment_api::EnrolmentApi {
+            coordinator: Arc::clone(&self.coordinator),
             credentials: Arc::clone(&self.credentials),
             tls: self.tls(),
             life: self.certificate_life,
@@ -312,7 +313,7 @@ impl Server {
             coordinator: Some(Arc::clone(&self.coordinator)),
             tls: self.tls(),
         });
-        let api = admin_api::AdminApi { administration, audit: self.audit.clone() };
+        let api = admin_api::AdminApi::new(administration, self.audit.clone());
         AdminServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX)
     }
 

@@ -1,5 +1,8 @@
 //! Who gets in, how far, and what is left when somebody is put out.
 
+// A table reads better with a line for each case.
+#![allow(clippy::format_collect, clippy::match_same_arms, clippy::type_complexity)]
+
 mod common;
 
 #[path = "admitted/callers.rs"]

@@ -3,6 +3,7 @@
 
 use std::{pin::Pin, str::FromStr, sync::Arc, time::Duration};
 
+use tokio::sync::Semaphore;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
@@ -29,11 +30,18 @@ use crate::{
 
 /// The service `fts.v1.Admin`.
 pub struct AdminApi {
-    pub administration: Arc<Administration>,
-    pub audit: Option<Audit>,
+    administration: Arc<Administration>,
+    audit: Option<Audit>,
+    /// Each reader of the audit holds a thread for as long as it reads.
+    readers: Arc<Semaphore>,
 }
 
 impl AdminApi {
+    pub fn new(administration: Arc<Administration>, audit: Option<Audit>) -> Self {
+        let readers = Arc::new(Semaphore::new(limits::AUDIT_READERS_MAX));
+        Self { administration, audit, readers }
+    }
+
     fn audited<T>(&self, request: &Request<T>) -> Audited {
         let caller = request.extensions().get::<Caller>().cloned().unwrap_or(Caller::Anyone);
         let from = request.extensions().get::<Peer>().map(|peer| peer.address.clone());
@@ -274,12 +282,17 @@ impl Admin for AdminApi {
             let text = "nobody asks who calls here, so there is no audit";
             return Err(status::status(Reason::WrongState, text));
         };
-        let lines = audit.read(since).map(|line| match line {
-            Ok(line) => Ok(proto::ReadAuditResponse { line }),
-            Err(err) => {
+        let permit = Arc::clone(&self.readers).try_acquire_owned().map_err(|_| {
+            let most = limits::AUDIT_READERS_MAX;
+            status::status(Reason::TooMany, format!("{most} read the audit now, which is the most"))
+        })?;
+        let lines = audit.read(since).map(move |line| {
+            // Held for as long as the stream is.
+            let _ = &permit;
+            line.map(|line| proto::ReadAuditResponse { line }).map_err(|err| {
                 tracing::error!(error = &err as &dyn std::error::Error, "could not read the audit");
-                Err(status::status(Reason::ServerIo, "the audit cannot be read now"))
-            }
+                status::status(Reason::ServerIo, "the audit cannot be read now")
+            })
         });
         Ok(Response::new(Box::pin(lines)))
     }

@@ -451,7 +451,7 @@ impl Asked {
             tls: Some(Arc::new(tls)),
         });
         let service = AdminServer::with_interceptor(
-            AdminApi { administration, audit: Some(Audit::open(&config.data_dir)?) },
+            AdminApi::new(administration, Some(Audit::open(&config.data_dir)?)),
             |mut request: tonic::Request<()>| {
                 request.extensions_mut().insert(Caller::Owner);
                 Ok(request)

@@ -11,6 +11,7 @@ use super::{
     audited::Audited,
     authority::{AuthorityError, ClientCertificate, Issued},
     connection::Peer,
+    coordinator::Coordinator,
     error::Error,
     gate::Caller,
     store::credentials::{Changed, Credentials, JoinRefusal, Joined, Joining, Standing},
@@ -29,6 +30,7 @@ use crate::{
 
 /// The service `fts.v1.Enrolment`.
 pub struct EnrolmentApi {
+    pub coordinator: Arc<Coordinator>,
     pub credentials: Arc<dyn Credentials>,
     /// `None`: there is no authority here.
     pub tls: Option<Arc<Tls>>,
@@ -105,6 +107,8 @@ impl EnrolmentApi {
                 return Err(Error::refused(Reason::JoinRefused, refusal.to_string()));
             }
         };
+        // Whoever had this id before, if anybody, is somebody else now.
+        self.coordinator.expel(&client);
         tracing::info!(client_id = client.as_str(), token = %joining.token, "a client joined");
         Ok(proto::JoinResponse {
             certificate: Some(message(&issued)),

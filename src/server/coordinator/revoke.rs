@@ -31,15 +31,21 @@ impl Coordinator {
 
     /// Ends the session and the uploads of a client.
     pub(in crate::server) fn expel(&self, client: &ClientId) {
-        if let Some(session) = self.sessions.find(client) {
+        let session = self.sessions.find(client);
+        if let Some(session) = &session {
             session.revoked.cancel();
         }
+        let mut uploads = 0;
         for upload in self.uploads.all() {
             if upload.client() == Some(client) {
                 self.uploads.stop_because(upload.attempt, Cause::ClientLost);
+                uploads += 1;
             }
         }
-        tracing::info!(client_id = client.as_str(), "ended what a client had running");
+        if session.is_some() || uploads > 0 {
+            let client_id = client.as_str();
+            tracing::info!(client_id, uploads, "ended what a client had running");
+        }
     }
 
     /// Cancels what a client has not delivered: nobody will ever deliver it.
