@@ -11,5 +11,9 @@ mod callers;
 mod calls;
 #[path = "admitted/doors.rs"]
 mod doors;
+#[path = "admitted/machine.rs"]
+mod machine;
 #[path = "admitted/matrix.rs"]
 mod matrix;
+#[path = "admitted/scope.rs"]
+mod scope;
