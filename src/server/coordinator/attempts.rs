@@ -246,10 +246,12 @@ impl Coordinator {
     }
 
     /// An instance speaks of the attempts that it was given; others are none of its business,
-    /// whether they exist or not.
+    /// whether they exist or not. That it is an instance of this client is asked too: what it calls
+    /// itself is only what it says.
     async fn check_owner(&self, session: &Session, attempt: AttemptId) -> Result<(), Error> {
         let transfer = self.store.transfer(attempt.transfer).await?;
-        let is_own = transfer.is_some_and(|t| t.instance == Some(session.instance));
+        let is_own = transfer
+            .is_some_and(|t| t.client == session.client && t.instance == Some(session.instance));
         if is_own {
             Ok(())
         } else {
