@@ -5,6 +5,8 @@
 
 mod common;
 
+#[path = "admitted/audited.rs"]
+mod audited;
 #[path = "admitted/callers.rs"]
 mod callers;
 #[path = "admitted/calls.rs"]
@@ -15,5 +17,9 @@ mod doors;
 mod machine;
 #[path = "admitted/matrix.rs"]
 mod matrix;
+#[path = "admitted/revoked.rs"]
+mod revoked;
 #[path = "admitted/scope.rs"]
 mod scope;
+#[path = "admitted/spoofed.rs"]
+mod spoofed;
