@@ -116,8 +116,9 @@ pub async fn http1(secured: &Secured, port: u16, identity: Option<&Identity>) ->
 /// Returns a request as [`http1`] speaks it.
 pub fn request(method: &str, target: &str, authorization: &[String]) -> String {
     let host = "localhost";
-    let headers: String =
-        authorization.iter().map(|value| format!("Authorization: {value}\r\n")).collect();
+    let headers = authorization
+        .iter()
+        .fold(String::new(), |headers, value| headers + "Authorization: " + value + "\r\n");
     format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\n{headers}Content-Length: 0\r\n\r\n")
 }
 

@@ -91,10 +91,11 @@ fn wanted(least: Least, standing: Standing) -> Option<Reason> {
         Standing::Nobody | Standing::Joiner | Standing::Role(_) => Some(Reason::Unauthenticated),
     };
     match (least, standing) {
-        (Nothing, _) | (JoinToken, Standing::Joiner) => None,
-        (ClientToRenew, Standing::Expired | Standing::Pending) => None,
+        (Nothing, _)
+        | (JoinToken, Standing::Joiner)
+        | (ClientToRenew, Standing::Expired | Standing::Pending)
+        | (Least::Role(_), Standing::ClientAndAdmin) => None,
         (Client | ClientToRenew, _) => certificate,
-        (Least::Role(_), Standing::ClientAndAdmin) => None,
         (Least::Role(least), Standing::Role(role)) => {
             let order = [Role::Metrics, Role::Viewer, Role::Operator, Role::Admin];
             let rank = |role| order.iter().position(|each| *each == role);
@@ -189,8 +190,10 @@ async fn a_certificate_signed_by_hand_as_the_authority_does_is_good() {
 
 // === HTTP ===
 
-/// Every route, with an example of it, and what each method needs that it takes.
-const ROUTES: &[(&str, &str, &[(&str, Least)])] = &[
+/// A route, an example of it, and what each method needs that it takes.
+type Route = (&'static str, &'static str, &'static [(&'static str, Least)]);
+
+const ROUTES: &[Route] = &[
     ("/", "/", &[("GET", VIEWER)]),
     ("/healthz", "/healthz", &[("GET", Nothing), ("HEAD", Nothing)]),
     ("/readyz", "/readyz", &[("GET", Nothing), ("HEAD", Nothing)]),

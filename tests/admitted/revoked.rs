@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fts::{
     ids::{InstanceId, TransferId},
-    limits::CHUNK_BYTES,
+    limits::{self, CHUNK_BYTES},
     server::access::{Role, Scope},
     status::{Reason, reason},
     transfer::State,
@@ -268,7 +268,7 @@ async fn bytes_until_end(content: Http1, revoked: Instant) -> usize {
             Ok(0) | Err(_) => return all,
             Ok(count) => all += count,
         }
-        if revoked.elapsed() < PROMISED - Duration::from_secs(3) {
+        if revoked.elapsed() < limits::RECHECK + Duration::from_secs(2) {
             sleep(Duration::from_millis(900)).await;
         }
     }

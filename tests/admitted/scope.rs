@@ -106,7 +106,8 @@ async fn refusals(
     let mut all = Vec::new();
     macro_rules! tried {
         ($($method:ident: $request:ident,)*) => {$(
-            let ask = proto::$request { transfer_id: id.to_owned(), ..Default::default() };
+            let mut ask = proto::$request::default();
+            id.clone_into(&mut ask.transfer_id);
             let answer = control.$method(bearing(token, ask)).await.map(drop);
             let status = answer.expect_err(stringify!($method));
             all.push((stringify!($method), told(&status, id)));
