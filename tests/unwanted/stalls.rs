@@ -152,9 +152,12 @@ impl Siege {
     /// Waits until all of them are gone.
     async fn lift(mut self) {
         let mut longest = Duration::ZERO;
-        while let Some(lasted) = self.stalled.join_next().await {
-            longest = longest.max(lasted.expect("no panic"));
-        }
+        let all_gone = async {
+            while let Some(lasted) = self.stalled.join_next().await {
+                longest = longest.max(lasted.expect("no panic"));
+            }
+        };
+        timeout(PATIENCE, all_gone).await.expect("all of them go");
         eprintln!("{:?}: the last one went after {longest:.1?}", self.phase);
         assert!(longest < limits::KNOWN_WITHIN + Duration::from_secs(5), "{longest:?}");
         self.child.back_to(self.base + OWN_FILES).await;
