@@ -147,8 +147,10 @@ async fn a_long_body_of_nobody_is_refused_unread() {
         1 << 30
     );
 
+    let began = Instant::now();
     stream.write_all(head.as_bytes()).await.expect("sent");
     let answer = caller::first_bytes(&mut stream).await;
+    assert!(began.elapsed() < limits::KNOWN_WITHIN / 2, "it waits for the body");
     let (mut read, mut write) = tokio::io::split(stream);
     let mut taken = 0;
     let body = vec![b' '; 64 << 10];

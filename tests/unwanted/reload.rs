@@ -3,11 +3,11 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use fts::{server::authority::Authority, tls::Trust};
+use fts::{limits, server::authority::Authority, tls::Trust};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::Signal;
 use rustls::{ClientConfig, pki_types::CertificateDer};
-use tokio::time::{Duration, sleep, timeout};
+use tokio::time::{Duration, Instant, sleep, timeout};
 
 use crate::{
     caller,
@@ -50,8 +50,11 @@ async fn at_a_hang_up_new_callers_see_the_new_certificate_and_connections_stay()
     child.ask(standing.clone()).await;
 
     let new = caller::config(&change(&child.pki()), None, &[b"h2"]);
+    let told = Instant::now();
     hang_up(&child, "took new certificates");
 
+    // Long before it would have looked by itself.
+    assert!(told.elapsed() < limits::CERTIFICATE_LOOK / 2, "{:?}", told.elapsed());
     assert_ne!(shown(&new, address).await, before);
     caller::shake(&old, address).await.expect_err("it is of the new root");
     child.ask(standing).await;
