@@ -231,8 +231,8 @@ fn certificate(
     }
 }
 
-/// How many connections each client has: by its identity, so that whoever holds a certificate that was
-/// replaced takes no place of who has the id now.
+/// How many connections each client has: by its identity, so that whoever holds a certificate that
+/// was replaced takes no place of who has the id now.
 #[derive(Debug, Default)]
 struct Clients(Mutex<HashMap<Uuid, usize>>);
 

@@ -60,8 +60,8 @@ impl Site {
         command
     }
 
-    /// Starts the server with these flags, and returns its exit code and what it says; `None`, if it
-    /// serves.
+    /// Starts the server with these flags, and returns its exit code and what it says; `None`, if
+    /// it serves.
     fn start(&self, args: &[&str]) -> (Option<i32>, String) {
         let port = self.listened();
         let mut command = self.command(args);
