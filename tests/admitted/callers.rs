@@ -13,7 +13,8 @@ use fts::{
     token::{Secret, Token, TokenKind},
 };
 use rcgen::{
-    CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use uuid::Uuid;
@@ -237,7 +238,8 @@ pub async fn strangers(secured: &Secured) -> Vec<(&'static str, Identity)> {
     ]
 }
 
-/// Makes a certificate as the authority would, but for what `adjust` changes.
+/// Makes a certificate as the authority would, by an intermediate that is old enough for any life,
+/// but for what `adjust` changes.
 pub fn signed_by_hand(
     secured: &Secured,
     client: &ClientId,
@@ -245,9 +247,16 @@ pub fn signed_by_hand(
     adjust: impl FnOnce(&mut CertificateParams),
 ) -> Identity {
     let read = |name: &str| std::fs::read(secured.pki().join(name)).expect("read");
-    let pem = String::from_utf8(read("intermediate.key")).expect("text");
-    let ca = CertificateDer::from_pem_slice(&read("intermediate.pem")).expect("a certificate");
-    let issuer = Issuer::from_ca_cert_der(&ca, KeyPair::from_pem(&pem).expect("a key"));
+    let pem = String::from_utf8(read("root.key")).expect("text");
+    let root = CertificateDer::from_pem_slice(&read("roots.pem")).expect("a certificate");
+    let root = Issuer::from_ca_cert_der(&root, KeyPair::from_pem(&pem).expect("a key"));
+    let mut params = CertificateParams::default();
+    params.not_before = (std::time::SystemTime::now() - Duration::from_secs(800 * 86_400)).into();
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let key = KeyPair::generate().expect("a key");
+    let ca = params.signed_by(&key, &root.expect("an authority")).expect("signed").der().clone();
+    let issuer = Issuer::from_ca_cert_der(&ca, key);
     let key = KeyPair::generate().expect("a key");
     let mut params = CertificateParams::default();
     let now = std::time::SystemTime::now();

@@ -1,6 +1,8 @@
 //! Every method and every route, tried with every kind of credentials. What is right is written
 //! here once more, by hand: nothing of it is asked of the server.
 
+use std::time::Duration;
+
 use fts::{
     server::access::Role,
     status::Reason,
@@ -185,6 +187,16 @@ async fn a_certificate_signed_by_hand_as_the_authority_does_is_good() {
     let channel = secured.channel(Some(&identity)).await;
     let instance = fts::ids::InstanceId::generate();
     RawSession::open_over(channel, hello("by-hand", instance)).await;
+
+    let late = callers::signed_by_hand(&secured, &client, uid, |params| {
+        params.not_before -= Duration::from_secs(400 * 86_400);
+        params.not_after -= Duration::from_secs(170 * 86_400);
+    });
+    let channel = secured.channel(Some(&late)).await;
+    let connected = call(&channel, &[], "/fts.v1.FileTransfer/Connect").await;
+    let renewed = call(&channel, &[], "/fts.v1.Enrolment/Renew").await;
+    assert_eq!(kept_out(&connected), Some(Reason::CertificateExpired));
+    assert_eq!(kept_out(&renewed), None, "it may still renew");
     secured.server.stop().await;
 }
 
