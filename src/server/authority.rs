@@ -109,6 +109,8 @@ impl Authority {
         if names.is_empty() {
             return Err(files.damaged("names", "it names nothing"));
         }
+        files.settle("intermediate.key", "intermediate.pem")?;
+        files.settle("server.key", "server.pem")?;
         let roots = files.certificates("roots.pem")?;
         let intermediate = files.certificates("intermediate.pem")?.swap_remove(0);
         let key = files.key("intermediate.key")?;
@@ -221,10 +223,7 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         let leaf = params.signed_by(&key, &self.issuer).map_err(AuthorityError::Certificate)?;
         let chain = [leaf.der().clone(), self.intermediate.clone(), self.roots[0].clone()];
-        // The key and the chain are two files: a server that reads them between two writes sees
-        // that they do not fit, keeps what it has, and reads again.
-        self.files.write("server.key", key.serialize_pem().as_bytes())?;
-        self.files.write_certificates("server.pem", &chain)
+        self.files.write_pair(("server.key", &key), ("server.pem", &chain))
     }
 
     /// Begins to sign with a new root, made here. The old roots stay trusted until `finish`: the
@@ -240,8 +239,7 @@ impl Authority {
         roots.truncate(limits::ROOTS_MAX);
         self.files.write_certificates("roots.pem", &roots)?;
         self.files.write("root.key", root_pem.as_bytes())?;
-        self.files.write("intermediate.key", key.serialize_pem().as_bytes())?;
-        self.files.write_certificates("intermediate.pem", &[intermediate])?;
+        self.files.write_pair(("intermediate.key", &key), ("intermediate.pem", &[intermediate]))?;
         self.reopened()
     }
 

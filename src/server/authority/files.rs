@@ -7,10 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
-use super::AuthorityError;
+use super::{AuthorityError, identity};
 use crate::server::landing::make_private_dir;
 
 pub(super) struct Files {
@@ -68,6 +68,41 @@ impl Files {
         self.write(name, text.as_bytes())
     }
 
+    /// Writes a key and the chain of its certificate, so that whatever a crash leaves of it fits:
+    /// the chain waits under another name until its key is there, and [`Self::settle`] ends it.
+    pub(super) fn write_pair(
+        &self,
+        (key_name, key): (&str, &KeyPair),
+        (name, chain): (&str, &[CertificateDer<'_>]),
+    ) -> Result<(), AuthorityError> {
+        self.write_certificates(&next(name), chain)?;
+        self.write(key_name, key.serialize_pem().as_bytes())?;
+        self.settle(key_name, name)
+    }
+
+    /// Ends a [`Self::write_pair`] that a crash broke off after its key was written.
+    pub(super) fn settle(&self, key_name: &str, name: &str) -> Result<(), AuthorityError> {
+        if self.read_if_there(&next(name))?.is_none() {
+            return Ok(());
+        }
+        let leaf = self.certificates(&next(name))?.swap_remove(0);
+        let key = self.key(key_name)?;
+        if identity::public_key(&leaf).ok() != Some(key.subject_public_key_info()) {
+            // Its key was not written yet: the pair before is whole.
+            return Ok(());
+        }
+        let path = self.path(name);
+        match fs::rename(self.path(&next(name)), &path) {
+            // Somebody else who opened it was first.
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(AuthorityError::Io { path, source }),
+            Ok(()) => {
+                let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
+                synced.map_err(|source| AuthorityError::Io { path, source })
+            }
+        }
+    }
+
     pub(super) fn read_if_there(&self, name: &str) -> Result<Option<String>, AuthorityError> {
         match fs::read_to_string(self.path(name)) {
             Ok(text) => Ok(Some(text)),
@@ -107,4 +142,8 @@ impl Files {
     pub(super) fn damaged(&self, name: &str, reason: &str) -> AuthorityError {
         AuthorityError::Damaged { path: self.path(name), reason: reason.to_owned() }
     }
+}
+
+fn next(name: &str) -> String {
+    format!("{name}.next")
 }

@@ -141,3 +141,30 @@ fn what_is_left_of_an_authority_is_not_taken_for_none() {
         }
     }
 }
+
+#[test]
+fn a_change_of_keys_that_a_crash_broke_off_leaves_a_pair_that_fits() {
+    for (key_name, name) in [("intermediate.key", "intermediate.pem"), ("server.key", "server.pem")]
+    {
+        let dir = tempfile::tempdir().expect("a directory");
+        let old = authority(dir.path());
+        let pki = dir.path().join("pki");
+        let read = |name: &str| fs::read(pki.join(name)).expect("there");
+        let before = (read(key_name), read(name));
+        drop(old.rotate().expect("rotated").finish().expect("finished"));
+        let after = (read(key_name), read(name));
+        let waiting = pki.join(format!("{name}.next"));
+
+        // Broken off before the key was written, and after.
+        for (key, is_done) in [(&before.0, false), (&after.0, true)] {
+            fs::write(pki.join(key_name), key).expect("written");
+            fs::write(pki.join(name), &before.1).expect("written");
+            fs::write(&waiting, &after.1).expect("written");
+
+            Authority::open(&pki).expect("opened").expect("there");
+
+            let expected = if is_done { &after.1 } else { &before.1 };
+            assert_eq!(&read(name), expected, "{name}");
+        }
+    }
+}
