@@ -98,11 +98,12 @@ impl Administration {
 
     /// What it has running ends at once.
     pub async fn revoke(&self, client: &ClientId) -> Result<Identity, Error> {
-        let identity = self.stand(client, Standing::Revoked).await?;
+        let stood = self.stand(client, Standing::Revoked).await;
+        // Also if it was revoked before: then the one who asked may have gone too soon.
         if let Some(coordinator) = &self.coordinator {
             coordinator.expel(client);
         }
-        Ok(identity)
+        stood
     }
 
     /// Like [`Self::revoke`], for good; what it has not delivered is cancelled.

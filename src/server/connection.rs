@@ -202,6 +202,7 @@ impl AsyncWrite for Connection {
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
+        self.check_deadline(cx)?;
         match &mut self.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_write(cx, data),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, data),
@@ -215,6 +216,7 @@ impl AsyncWrite for Connection {
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.check(cx)?;
+        self.check_deadline(cx)?;
         match &mut self.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, data),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_write_vectored(cx, data),
@@ -231,6 +233,8 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        self.check_deadline(cx)?;
         match &mut self.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_flush(cx),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_flush(cx),
@@ -239,6 +243,8 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
+        self.check_deadline(cx)?;
         match &mut self.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_shutdown(cx),
