@@ -137,8 +137,9 @@ impl Siege {
             enter(come.expect("no panic"));
         }
         let took = began.elapsed();
-        let standing = child.descriptors() - base;
         let (operator, connect) = honest(&child, &trust, &client).await;
+        // Counted only now: who came first is accepted first, so all of them were.
+        let standing = child.descriptors() - base;
         eprintln!(
             "{phase:?}: {count} came in {took:.1?}, {standing} stand; an operator is answered in \
              {operator:.0?}, a client connects in {connect:.0?}"
