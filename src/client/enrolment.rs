@@ -95,10 +95,10 @@ impl Clock {
 pub(super) async fn join(
     route: &Route,
     token: &Token,
+    key: NewKey,
     client: &ClientId,
     host_name: &str,
 ) -> Result<Granted, EnrolmentError> {
-    let key = NewKey::generate()?;
     let mut request = Request::new(JoinRequest {
         client_id: client.to_string(),
         certificate_request: key.request.clone(),

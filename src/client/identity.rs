@@ -24,6 +24,7 @@ use x509_parser::parse_x509_certificate;
 use crate::{
     settings,
     tls::{self, TlsError},
+    token::TokenId,
 };
 
 /// Why there is no identity.
@@ -54,7 +55,29 @@ impl NewKey {
     /// Makes an ECDSA P-256 key, and a request that proves it. The server sets every field of the
     /// certificate, so the request names nothing.
     pub(super) fn generate() -> Result<Self, IdentityError> {
-        let pair = KeyPair::generate().map_err(IdentityError::Key)?;
+        Self::of(KeyPair::generate().map_err(IdentityError::Key)?)
+    }
+
+    /// The key of a join. It is kept until there is an identity, so that whoever has lost the
+    /// server's answer asks with the same one again, and a token that is used up still answers.
+    pub(super) fn to_join(dir: &Path, token: &TokenId) -> Result<Self, IdentityError> {
+        let path = dir.join(JOINING);
+        let failed = |problem: String| IdentityError::File { path: path.clone(), problem };
+        let mark = format!("token {token}\n");
+        if is_there(&path) {
+            let text = settings::read_regular(&path).map_err(failed)?;
+            // Of another join, or damaged: then it is replaced.
+            let kept = text.strip_prefix(&mark).and_then(|key| KeyPair::from_pem(key).ok());
+            if let Some(pair) = kept {
+                return Self::of(pair);
+            }
+        }
+        let new = Self::generate()?;
+        write_private(&path, &(mark + &new.pair.serialize_pem()))?;
+        Ok(new)
+    }
+
+    fn of(pair: KeyPair) -> Result<Self, IdentityError> {
         let request = CertificateParams::default().serialize_request(&pair);
         let request = request.map_err(IdentityError::Key)?;
         Ok(Self { request: Bytes::copy_from_slice(request.der()), pair })
@@ -86,6 +109,7 @@ impl std::fmt::Debug for Text {
 }
 
 const IDENTITY: &str = "identity.pem";
+const JOINING: &str = "joining.pem";
 const SERVER_ROOTS: &str = "server-roots.pem";
 
 impl Identity {
@@ -140,6 +164,11 @@ impl Identity {
     }
 }
 
+/// Forgets the key of a join that is over.
+pub(super) fn forget_join(dir: &Path) -> Result<(), IdentityError> {
+    remove(dir.join(JOINING))
+}
+
 /// Whether a state directory holds an identity.
 pub(super) fn has_joined(dir: &Path) -> bool {
     is_there(&dir.join(IDENTITY))
@@ -165,6 +194,10 @@ pub(super) fn store_roots(
             roots.iter().map(|root| Pem::new("CERTIFICATE", root.to_vec())).collect();
         return write_private(&path, &in_pem(&roots));
     }
+    remove(path)
+}
+
+fn remove(path: PathBuf) -> Result<(), IdentityError> {
     match fs::remove_file(&path) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(IdentityError::Write { path, source })
@@ -246,6 +279,27 @@ mod tests {
         assert_eq!(names.len(), 1, "{names:?}");
         let stat = fs::metadata(dir.path().join(IDENTITY)).expect("there");
         assert_eq!(stat.permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn the_key_of_a_join_is_kept_until_it_is_over() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let [one, other]: [TokenId; 2] =
+            ["0123456789abcdef", "fedcba9876543210"].map(|id| id.parse().expect("an id"));
+        let key = |token| NewKey::to_join(dir.path(), token).expect("a key").pair.serialize_der();
+
+        let first = key(&one);
+        assert_eq!(key(&one), first, "of the same join");
+        let second = key(&other);
+        assert_ne!(second, first, "of another join");
+        let stat = fs::metadata(dir.path().join(JOINING)).expect("there");
+        assert_eq!(stat.permissions().mode() & 0o777, 0o600);
+        fs::write(dir.path().join(JOINING), format!("token {other}\nhalf a key")).expect("written");
+        assert_ne!(key(&other), second, "what is damaged is made anew");
+
+        forget_join(dir.path()).expect("gone");
+        forget_join(dir.path()).expect("gone before");
+        assert!(!is_there(&dir.path().join(JOINING)));
     }
 
     #[test]

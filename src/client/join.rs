@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::{
     config::JoinPlan,
     enrolment::{self, Clock, EnrolmentError, Granted},
-    identity::{self, IdentityError},
+    identity::{self, IdentityError, NewKey},
     renewal::trust,
     state_dir::{StateDir, StateDirError},
 };
@@ -89,7 +89,8 @@ pub async fn join(plan: JoinPlan) -> Result<Joining, JoinError> {
         None => trust(&[], plan.ca.as_ref()),
     };
     let route = Route::new(&plan.server, &trust, None, &plan.proxies)?;
-    let granted = enrolment::join(&route, &plan.token, &plan.id, &plan.host_name).await;
+    let key = NewKey::to_join(&plan.state_dir, &plan.token.id)?;
+    let granted = enrolment::join(&route, &plan.token, key, &plan.id, &plan.host_name).await;
     let granted = granted.map_err(JoinError::Enrolment)?;
     let Granted { identity, roots, is_pending, clock } = granted;
 
@@ -105,6 +106,7 @@ pub async fn join(plan: JoinPlan) -> Result<Joining, JoinError> {
                 .to_owned(),
         ),
     }
+    identity::forget_join(&plan.state_dir)?;
     warnings.extend(clock.and_then(Clock::problem));
     Ok(Joining {
         id: plan.id,

@@ -51,6 +51,15 @@ impl Audited {
         done
     }
 
+    /// Puts on record that something was refused before anything was done; of too many, how many
+    /// they were.
+    pub fn refuse(&self, action: Action, about: &[Detail], err: &Error) {
+        let Some(audit) = &self.audit else { return };
+        let outcome = Outcome::Not(err.reason().as_str());
+        let entry = Entry::new(self.actor.clone(), self.from.clone(), action, outcome);
+        audit.refused(about.iter().cloned().fold(entry, Entry::with));
+    }
+
     /// Puts one line on record.
     pub async fn note(
         &self,

@@ -149,6 +149,12 @@ impl Authority {
         ClientCertificate::read(leaf, &self.domain, &self.roots)
     }
 
+    /// Returns the SHA-256 of the public key of `request` (PKCS #10, DER), whose signature proves
+    /// that the caller holds the key.
+    pub fn requested_key(request: &[u8]) -> Result<Sha256, AuthorityError> {
+        Ok(Sha256::of(&checked_request(request)?.public_key.subject_public_key_info()))
+    }
+
     /// Signs a client's certificate for the public key of `request` (PKCS #10, DER).
     pub fn issue_client(
         &self,
@@ -157,12 +163,7 @@ impl Authority {
         uid: Uuid,
         life: Duration,
     ) -> Result<Issued, AuthorityError> {
-        let refused = |err: rcgen::Error| AuthorityError::Request(err.to_string());
-        if request.len() > limits::CERTIFICATE_REQUEST_BYTES_MAX {
-            return Err(AuthorityError::Request("it is too long".to_owned()));
-        }
-        let request = CertificateSigningRequestDer::from(request);
-        let mut request = CertificateSigningRequestParams::from_der(&request).map_err(refused)?;
+        let mut request = checked_request(request)?;
         let now = SystemTime::now();
         // Of a short life only a little: clients renew by how long a certificate is good in all.
         let slack = limits::CLOCK_SLACK.min(life / 10);
@@ -254,6 +255,20 @@ impl Authority {
     fn reopened(&self) -> Result<Self, AuthorityError> {
         Self::open(self.files.dir())?.ok_or_else(|| self.files.damaged("", "it is gone"))
     }
+}
+
+/// Reads a request whose signature is of the key that it holds.
+fn checked_request(request: &[u8]) -> Result<CertificateSigningRequestParams, AuthorityError> {
+    if request.len() > limits::CERTIFICATE_REQUEST_BYTES_MAX {
+        return Err(AuthorityError::Request("it is too long".to_owned()));
+    }
+    let request = CertificateSigningRequestDer::from(request);
+    CertificateSigningRequestParams::from_der(&request).map_err(refused)
+}
+
+#[allow(clippy::needless_pass_by_value)] // the end of an error's way
+fn refused(err: rcgen::Error) -> AuthorityError {
+    AuthorityError::Request(err.to_string())
 }
 
 fn make_root(

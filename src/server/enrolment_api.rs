@@ -9,12 +9,12 @@ use uuid::Uuid;
 use super::{
     audit::{Action, Audit, Detail},
     audited::Audited,
-    authority::{AuthorityError, ClientCertificate, Issued},
+    authority::{Authority, AuthorityError, ClientCertificate, Issued},
     connection::Peer,
     coordinator::Coordinator,
     error::Error,
     gate::Caller,
-    store::credentials::{Changed, Credentials, JoinRefusal, Joined, Joining, Standing},
+    store::credentials::{Changed, Credentials, JoinRefusal, Joined, Joining, Renewing, Standing},
     tls::Tls,
 };
 use crate::{
@@ -50,10 +50,20 @@ impl Enrolment for EnrolmentApi {
         let Some(Caller::Joiner(token)) = caller else { return Err(no_authority()) };
         let ask = request.into_inner();
         let client: ClientId = ask.client_id.parse().map_err(|err| Error::Id(err).into_status())?;
-        let host = bounded(ask.host_name.clone(), limits::LABEL_BYTES_MAX);
-        let about =
-            [Detail::Client(client.clone()), Detail::Token(token.clone()), Detail::Host(host)];
-        let work = self.joined(token, client, ask);
+        let host = bounded(ask.host_name, limits::LABEL_BYTES_MAX);
+        let about = [
+            Detail::Client(client.clone()),
+            Detail::Token(token.clone()),
+            Detail::Host(host.clone()),
+        ];
+        let joining = match self.judged(token, client, host, &ask.certificate_request).await {
+            Ok(joining) => joining,
+            Err(err) => {
+                audited.refuse(Action::ClientJoin, &about, &err);
+                return Err(err.into_status());
+            }
+        };
+        let work = self.joined(joining, &ask.certificate_request);
         let joined = audited.run(Action::ClientJoin, &about, work).await;
         joined.map(Response::new).map_err(Error::into_status)
     }
@@ -78,34 +88,40 @@ impl EnrolmentApi {
         Audited::new(self.audit.clone(), &caller, from.unwrap_or_default())
     }
 
-    async fn joined(
+    /// Judges a join as the records are now, so that one that is refused is neither signed nor
+    /// costs a write.
+    async fn judged(
         &self,
         token: TokenId,
         client: ClientId,
-        ask: proto::JoinRequest,
+        host_name: String,
+        request: &[u8],
+    ) -> Result<Joining, Error> {
+        let known = self.credentials.join_token(&token).await?;
+        let known = known.ok_or_else(|| refused(JoinRefusal::Token))?;
+        let held = self.credentials.identity(&client).await?;
+        let key = Authority::requested_key(request).map_err(not_issued)?;
+        // Whoever asks again because the answer was lost is who it was.
+        let again = held.as_ref().filter(|held| held.token == token && held.key == key);
+        let uid = again.map_or_else(Uuid::new_v4, |held| held.uid);
+        let now = UnixMs::now();
+        let joining = Joining { token, client, uid, key, expires: now.plus(self.life), host_name };
+        known.admit(&joining, held.as_ref(), now).map_err(refused)?;
+        Ok(joining)
+    }
+
+    async fn joined(
+        &self,
+        mut joining: Joining,
+        request: &[u8],
     ) -> Result<proto::JoinResponse, Error> {
-        let uid = Uuid::new_v4();
-        // Made first: a request that is no good must not cost a use of the token.
-        let issued = self.issue(&ask.certificate_request, &client, uid)?;
-        let joining = Joining {
-            token,
-            client: client.clone(),
-            uid,
-            key: issued.key,
-            expires: issued.expires,
-            host_name: bounded(ask.host_name, limits::LABEL_BYTES_MAX),
-        };
+        let client = joining.client.clone();
+        // Made first: what cannot be issued must not cost a use of the token.
+        let issued = self.issue(request, &client, joining.uid)?;
+        joining.expires = issued.expires;
         let identity = match self.credentials.join(&joining, UnixMs::now()).await? {
             Joined::Done(identity) => identity,
-            Joined::Refused(JoinRefusal::Token) => {
-                return Err(Error::refused(
-                    Reason::Unauthenticated,
-                    JoinRefusal::Token.to_string(),
-                ));
-            }
-            Joined::Refused(refusal) => {
-                return Err(Error::refused(Reason::JoinRefused, refusal.to_string()));
-            }
+            Joined::Refused(refusal) => return Err(refused(refusal)),
         };
         // Whoever had this id before, if anybody, is somebody else now.
         self.coordinator.expel(&client);
@@ -123,13 +139,29 @@ impl EnrolmentApi {
         request: &[u8],
     ) -> Result<proto::RenewResponse, Error> {
         let issued = self.issue(request, &certificate.client, certificate.uid)?;
-        let changed = self
-            .credentials
-            .renew(&certificate.client, certificate.uid, issued.key, issued.expires)
-            .await?;
-        if !matches!(changed, Changed::Done(_)) {
-            let text = "the identity of this client is good no longer";
-            return Err(Error::refused(Reason::Revoked, text));
+        let renewing = Renewing {
+            client: certificate.client.clone(),
+            uid: certificate.uid,
+            shown: certificate.key,
+            key: issued.key,
+            expires: issued.expires,
+        };
+        match self.credentials.renew(&renewing).await? {
+            Changed::Done(_) => {}
+            Changed::WrongState(held) if held.uid == renewing.uid && held.is_in_use() => {
+                tracing::warn!(
+                    client_id = renewing.client.as_str(),
+                    "refused to renew a certificate that was renewed twice since: somebody else \
+                     may hold a copy of this client's key"
+                );
+                let text = "this certificate was renewed twice since: another machine may hold a \
+                            copy of this identity, or an old one was restored";
+                return Err(Error::refused(Reason::Revoked, text));
+            }
+            _ => {
+                let text = "the identity of this client is good no longer";
+                return Err(Error::refused(Reason::Revoked, text));
+            }
         }
         tracing::debug!(client_id = certificate.client.as_str(), "renewed a certificate");
         let certificate = Some(message(&issued));
@@ -138,15 +170,27 @@ impl EnrolmentApi {
 
     fn issue(&self, request: &[u8], client: &ClientId, uid: Uuid) -> Result<Issued, Error> {
         let tls = self.tls.as_ref().ok_or_else(|| Error::Internal("no authority".to_owned()))?;
-        tls.authority().issue_client(request, client, uid, self.life).map_err(|err| match err {
-            AuthorityError::Request(text) => Error::refused(Reason::InvalidArgument, text),
-            other => Error::Internal(other.to_string()),
-        })
+        tls.authority().issue_client(request, client, uid, self.life).map_err(not_issued)
     }
 
     fn roots(&self) -> Vec<bytes::Bytes> {
         let roots = self.tls.as_ref().map(|tls| tls.roots()).unwrap_or_default();
         roots.into_iter().map(Into::into).collect()
+    }
+}
+
+fn refused(refusal: JoinRefusal) -> Error {
+    let reason = match refusal {
+        JoinRefusal::Token => Reason::Unauthenticated,
+        _ => Reason::JoinRefused,
+    };
+    Error::refused(reason, refusal.to_string())
+}
+
+fn not_issued(err: AuthorityError) -> Error {
+    match err {
+        AuthorityError::Request(text) => Error::refused(Reason::InvalidArgument, text),
+        other => Error::Internal(other.to_string()),
     }
 }
 

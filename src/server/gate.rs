@@ -24,7 +24,7 @@ use super::{
     error::Error,
     guard::{self, ClearText, Rules},
     http_api::{self, Problem},
-    store::credentials::{Credentials, Operator, Standing},
+    store::credentials::{Credentials, JoinRefusal, Operator, Standing},
 };
 use crate::{
     ids::UnixMs,
@@ -241,7 +241,9 @@ pub(super) async fn recheck(
 async fn joiner(credentials: &dyn Credentials, headers: &HeaderMap) -> Result<Caller, Error> {
     let token = bearer(headers, TokenKind::Join)?;
     let known = credentials.join_token(&token.id).await?;
-    let known = known.filter(|known| token.is_of(&known.hash)).ok_or_else(not_good)?;
+    // One that is used up is judged once it is known who joins: it may have been by this one.
+    let known = known.filter(|known| token.is_of(&known.hash) && known.is_good(UnixMs::now()));
+    let known = known.ok_or_else(|| unauthenticated(&JoinRefusal::Token.to_string()))?;
     Ok(Caller::Joiner(known.id))
 }
 

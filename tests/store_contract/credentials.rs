@@ -10,7 +10,7 @@ use fts::{
             Store, StoreError,
             credentials::{
                 Changed, Credentials, Identity, JoinRefusal, JoinToken, Joined, Joining, Operator,
-                Standing,
+                Renewing, Standing,
             },
             memory::MemoryStore,
             sqlite::SqliteStore,
@@ -52,6 +52,7 @@ promises!(
     a_join_makes_the_identity_and_uses_the_token_once,
     who_must_be_approved_is_pending,
     a_hundred_callers_use_a_one_use_token_once,
+    a_join_that_is_asked_for_again_is_the_same_and_takes_no_use,
     of_a_hundred_clients_as_many_join_as_the_token_has_uses,
     a_token_that_is_not_good_joins_nobody,
     a_client_id_that_does_not_fit_does_not_join,
@@ -59,6 +60,7 @@ promises!(
     only_a_replacing_token_gives_a_client_id_a_new_identity,
     a_deleted_client_id_is_never_joined_again,
     a_certificate_of_a_replaced_identity_is_not_renewed,
+    only_the_latest_key_and_the_one_before_renew,
     only_an_identity_in_good_standing_is_renewed,
     a_standing_changes_only_as_it_may,
     identities_are_listed_by_client_id,
@@ -113,6 +115,11 @@ fn joining(token: u8, client: &ClientId) -> Joining {
         expires: at(500),
         host_name: "höst".to_owned(),
     }
+}
+
+/// Shows one key, for another one.
+fn renewing(identity: &Identity, shown: Sha256, key: Sha256) -> Renewing {
+    Renewing { client: identity.client.clone(), uid: identity.uid, shown, key, expires: at(9) }
 }
 
 /// Adds a token, and joins by it.
@@ -230,6 +237,7 @@ async fn a_join_makes_the_identity_and_uses_the_token_once(store: Arc<dyn Creden
         standing_since: at(999),
         joined: at(999),
         token: token_id(1),
+        previous_key: None,
         key: joining.key,
         expires: at(500),
         host_name: "höst".to_owned(),
@@ -277,6 +285,31 @@ async fn a_hundred_callers_use_a_one_use_token_once(store: Arc<dyn Credentials>)
     assert_eq!(joined.len(), 1);
     let used = JoinToken { uses: 1, ..token };
     assert_eq!(everything(&*store).await, (vec![used], joined, Vec::new()));
+}
+
+async fn a_join_that_is_asked_for_again_is_the_same_and_takes_no_use(store: Arc<dyn Credentials>) {
+    store.add_join_tokens(&[token(1), token(2)]).await.unwrap();
+    let ask = joining(1, &client(1));
+    let Joined::Done(first) = store.join(&ask, at(1)).await.unwrap() else { panic!("refused") };
+
+    let later = Joining { expires: at(600), ..ask.clone() };
+    let again = store.join(&later, at(2)).await.unwrap();
+
+    let same = Identity { expires: at(600), ..first };
+    assert_eq!(again, Joined::Done(same.clone()));
+    let (tokens, identities, _) = everything(&*store).await;
+    assert_eq!((tokens[0].uses, identities), (1, vec![same]));
+    // Another key, another identity, another token are another join.
+    let other = Sha256::of(b"other");
+    assert_refused(&*store, &Joining { key: other, ..ask.clone() }, 3, JoinRefusal::Token).await;
+    let uid = Uuid::new_v4();
+    assert_refused(&*store, &Joining { uid, ..ask.clone() }, 3, JoinRefusal::Token).await;
+    let token = token_id(2);
+    assert_refused(&*store, &Joining { token, ..ask.clone() }, 3, JoinRefusal::Taken).await;
+    // A token that has expired, and an identity that is good no longer, answer nobody.
+    assert_refused(&*store, &ask, 1000, JoinRefusal::Token).await;
+    store.set_standing(&client(1), Standing::Revoked, at(4)).await.unwrap();
+    assert_refused(&*store, &ask, 5, JoinRefusal::Token).await;
 }
 
 async fn of_a_hundred_clients_as_many_join_as_the_token_has_uses(store: Arc<dyn Credentials>) {
@@ -354,20 +387,45 @@ async fn a_certificate_of_a_replaced_identity_is_not_renewed(store: Arc<dyn Cred
     let second = join(&*store, replacing(2, &client(1)), &client(1), 2).await;
     let key = Sha256::of(b"new");
 
-    let old = store.renew(&client(1), first.uid, key, at(9)).await.unwrap();
+    // Also with the key that is good now.
+    let of_first = Renewing { uid: first.uid, ..renewing(&second, second.key, key) };
+    let old = store.renew(&of_first).await.unwrap();
     assert_eq!(old, Changed::WrongState(second.clone()));
     assert_eq!(store.identity(&client(1)).await.unwrap(), Some(second.clone()));
 
-    let new = store.renew(&client(1), second.uid, key, at(9)).await.unwrap();
-    assert_eq!(new, Changed::Done(Identity { key, expires: at(9), ..second }));
+    let new = store.renew(&renewing(&second, second.key, key)).await.unwrap();
+    let previous_key = Some(second.key);
+    assert_eq!(new, Changed::Done(Identity { key, previous_key, expires: at(9), ..second }));
+}
+
+async fn only_the_latest_key_and_the_one_before_renew(store: Arc<dyn Credentials>) {
+    let keys = [1, 2, 3, 4].map(|n| Sha256::of(&[n]));
+    let first = join(&*store, token(1), &client(1), 1).await;
+    let renew = async |shown, key| store.renew(&renewing(&first, shown, key)).await.unwrap();
+    let known = async || store.identity(&client(1)).await.unwrap().unwrap();
+
+    let strange = renew(keys[3], keys[0]).await;
+    assert_eq!(strange, Changed::WrongState(first.clone()));
+    assert_eq!(known().await, first);
+    // The answer was lost: asked again with what it has.
+    assert!(matches!(renew(first.key, keys[0]).await, Changed::Done(_)));
+    assert!(matches!(renew(first.key, keys[1]).await, Changed::Done(_)));
+    let after = known().await;
+    assert_eq!((after.key, after.previous_key), (keys[1], Some(first.key)));
+    // What was never used is good for nothing, and what came before the last two is not any more.
+    assert_eq!(renew(keys[0], keys[2]).await, Changed::WrongState(after));
+    assert!(matches!(renew(keys[1], keys[2]).await, Changed::Done(_)));
+    let after = known().await;
+    assert_eq!(renew(first.key, keys[3]).await, Changed::WrongState(after.clone()));
+    assert_eq!(known().await, after);
 }
 
 async fn only_an_identity_in_good_standing_is_renewed(store: Arc<dyn Credentials>) {
     let key = Sha256::of(b"new");
-    let unknown = store.renew(&client(1), Uuid::new_v4(), key, at(9)).await.unwrap();
-    assert_eq!(unknown, Changed::Unknown);
     let pending = JoinToken { needs_approval: true, ..token(1) };
     let mut identity = join(&*store, pending, &client(1), 1).await;
+    let of_nobody = Renewing { client: client(2), ..renewing(&identity, identity.key, key) };
+    assert_eq!(store.renew(&of_nobody).await.unwrap(), Changed::Unknown);
 
     for (standing, is_good) in [
         (Standing::Pending, true),
@@ -380,9 +438,10 @@ async fn only_an_identity_in_good_standing_is_renewed(store: Arc<dyn Credentials
             identity = Identity { standing, standing_since: at(2), ..identity };
             assert_eq!(change, Changed::Done(identity.clone()));
         }
-        let answer = store.renew(&client(1), identity.uid, key, at(9)).await.unwrap();
+        let answer = store.renew(&renewing(&identity, identity.key, key)).await.unwrap();
         if is_good {
-            identity = Identity { key, expires: at(9), ..identity };
+            let previous_key = Some(identity.key);
+            identity = Identity { key, previous_key, expires: at(9), ..identity };
             assert_eq!(answer, Changed::Done(identity.clone()));
         } else {
             assert_eq!(answer, Changed::WrongState(identity.clone()));
@@ -556,8 +615,9 @@ async fn who_is_who_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let first = open(dir.path()).await;
     join(&first, token(1), &client(1), 1).await;
-    let uid = join(&first, token(2), &client(2), 1).await.uid;
-    first.renew(&client(2), uid, Sha256::of(b"new"), UnixMs(i64::MAX)).await.unwrap();
+    let identity = join(&first, token(2), &client(2), 1).await;
+    let renewing = renewing(&identity, identity.key, Sha256::of(b"new"));
+    first.renew(&Renewing { expires: UnixMs(i64::MAX), ..renewing }).await.unwrap();
     first.set_standing(&client(1), Standing::Deleted, at(2)).await.unwrap();
     first.add_join_tokens(&[token(3), replacing(4, &client(1))]).await.unwrap();
     first.revoke_join_token(&token_id(3), at(2)).await.unwrap();

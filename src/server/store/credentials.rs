@@ -33,14 +33,21 @@ pub struct JoinToken {
 
 impl JoinToken {
     /// Returns the token used once more and who joins by it, in place of the identity that is
-    /// `held` under the id.
-    pub(super) fn admit(
+    /// `held` under the id. Whoever asks again because the answer was lost, with the same key, has
+    /// it for the use that is gone already.
+    pub(in crate::server) fn admit(
         &self,
         joining: &Joining,
         held: Option<&Identity>,
         at: UnixMs,
     ) -> Result<(Self, Identity), JoinRefusal> {
-        if self.revoked.is_some() || self.expires <= at || self.uses >= self.uses_max {
+        if !self.is_good(at) {
+            return Err(JoinRefusal::Token);
+        }
+        if let Some(held) = held.filter(|held| held.is_of(joining)) {
+            return Ok((self.clone(), Identity { expires: joining.expires, ..held.clone() }));
+        }
+        if self.is_used_up() {
             return Err(JoinRefusal::Token);
         }
         if !self.pattern.matches(&joining.client) {
@@ -59,10 +66,20 @@ impl JoinToken {
             joined: at,
             token: self.id.clone(),
             key: joining.key,
+            previous_key: None,
             expires: joining.expires,
             host_name: joining.host_name.clone(),
         };
         Ok((Self { uses: self.uses + 1, ..self.clone() }, identity))
+    }
+
+    /// Whether it was not revoked, and has not expired.
+    pub fn is_good(&self, at: UnixMs) -> bool {
+        self.revoked.is_none() && at < self.expires
+    }
+
+    pub fn is_used_up(&self) -> bool {
+        self.uses >= self.uses_max
     }
 
     /// Returns it as it is once revoked; `None` if it was before.
@@ -107,6 +124,9 @@ pub struct Identity {
     pub token: TokenId,
     /// Of the public key (`SubjectPublicKeyInfo`, DER) of its latest certificate.
     pub key: Sha256,
+    /// Of the certificate that this one was renewed with: good for a renewal, because the answer
+    /// may have been lost.
+    pub previous_key: Option<Sha256>,
     /// When its latest certificate expires.
     pub expires: UnixMs,
     /// As it said when it joined; for people.
@@ -114,10 +134,31 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Whether it is what `joining` was given already.
+    fn is_of(&self, joining: &Joining) -> bool {
+        (&self.token, self.uid, self.key) == (&joining.token, joining.uid, joining.key)
+            && self.is_in_use()
+    }
+
+    /// Whether it may have certificates.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self.standing, Standing::Active | Standing::Pending)
+    }
+
+    /// Whether a certificate with this key may be renewed: the latest, or the one before.
+    pub fn knows(&self, key: &Sha256) -> bool {
+        self.key == *key || self.previous_key.as_ref() == Some(key)
+    }
+
     /// Returns it with another certificate; `None` if it may have none, or is another's.
-    pub(super) fn renew(&self, uid: Uuid, key: Sha256, expires: UnixMs) -> Option<Self> {
-        let may = matches!(self.standing, Standing::Active | Standing::Pending) && self.uid == uid;
-        may.then(|| Self { key, expires, ..self.clone() })
+    pub(super) fn renew(&self, renewing: &Renewing) -> Option<Self> {
+        let may = self.is_in_use() && self.uid == renewing.uid && self.knows(&renewing.shown);
+        may.then(|| Self {
+            key: renewing.key,
+            previous_key: Some(renewing.shown),
+            expires: renewing.expires,
+            ..self.clone()
+        })
     }
 
     /// Returns it as it stands from now on; `None` if it cannot from where it stands.
@@ -142,6 +183,18 @@ pub struct Joining {
     pub key: Sha256,
     pub expires: UnixMs,
     pub host_name: String,
+}
+
+/// Who wants another certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renewing {
+    pub client: ClientId,
+    pub uid: Uuid,
+    /// Of the certificate that was shown.
+    pub shown: Sha256,
+    /// Of the new one.
+    pub key: Sha256,
+    pub expires: UnixMs,
 }
 
 /// What became of it.
@@ -242,7 +295,8 @@ pub trait Credentials: Send + Sync + 'static {
     /// use, one joins.
     ///
     /// An identity that exists is replaced (new `uid`, `joined` and the rest) only by a token that
-    /// `replaces`, and never when it is DELETED.
+    /// `replaces`, and never when it is DELETED. The same token, `uid` and key once more are the
+    /// same join: it takes no use, and changes nothing but when the certificate expires.
     async fn join(&self, joining: &Joining, at: UnixMs) -> Result<Joined, StoreError>;
 
     // === Identities ===
@@ -256,15 +310,9 @@ pub trait Credentials: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Identity>, StoreError>;
 
-    /// Notes a new certificate of this very identity. `WrongState`: it is not ACTIVE or PENDING, or
-    /// has another `uid`.
-    async fn renew(
-        &self,
-        client: &ClientId,
-        uid: Uuid,
-        key: Sha256,
-        expires: UnixMs,
-    ) -> Result<Changed<Identity>, StoreError>;
+    /// Notes a new certificate of this very identity. `WrongState`: it is not ACTIVE or PENDING,
+    /// has another `uid`, or the key that was shown is neither its latest nor the one before.
+    async fn renew(&self, renewing: &Renewing) -> Result<Changed<Identity>, StoreError>;
 
     /// Sets the standing: PENDING → ACTIVE; ACTIVE, PENDING → REVOKED; all but DELETED → DELETED.
     /// Anything else is `WrongState`.

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use uuid::Uuid;
 
 use super::MemoryStore;
 use crate::{
@@ -12,7 +11,7 @@ use crate::{
         StoreError,
         credentials::{
             Changed, Credentials, Identity, JoinRefusal, JoinToken, Joined, Joining, Operator,
-            Standing,
+            Renewing, Standing,
         },
     },
     token::{Sha256, TokenId},
@@ -96,15 +95,10 @@ impl Credentials for MemoryStore {
         Ok(later.take(limit as usize).cloned().collect())
     }
 
-    async fn renew(
-        &self,
-        client: &ClientId,
-        uid: Uuid,
-        key: Sha256,
-        expires: UnixMs,
-    ) -> Result<Changed<Identity>, StoreError> {
+    async fn renew(&self, renewing: &Renewing) -> Result<Changed<Identity>, StoreError> {
         let mut records = self.records();
-        Ok(changed(records.identities.get_mut(client), |held| held.renew(uid, key, expires)))
+        let held = records.identities.get_mut(&renewing.client);
+        Ok(changed(held, |held| held.renew(renewing)))
     }
 
     async fn set_standing(

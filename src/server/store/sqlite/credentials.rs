@@ -2,7 +2,6 @@
 //! reads them, asks them, and writes what they say.
 
 use async_trait::async_trait;
-use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::{
@@ -10,7 +9,8 @@ use crate::{
     server::store::{
         StoreError,
         credentials::{
-            Changed, Credentials, Identity, JoinToken, Joined, Joining, Operator, Standing,
+            Changed, Credentials, Identity, JoinToken, Joined, Joining, Operator, Renewing,
+            Standing,
         },
     },
     token::{Sha256, TokenId},
@@ -64,15 +64,10 @@ impl Credentials for SqliteStore {
         identities::page(&self.readers, after, limit).await
     }
 
-    async fn renew(
-        &self,
-        client: &ClientId,
-        uid: Uuid,
-        key: Sha256,
-        expires: UnixMs,
-    ) -> Result<Changed<Identity>, StoreError> {
-        let change = move |identity: &Identity| identity.renew(uid, key, expires);
-        self.writer.write(identities::Change { client: client.clone(), change }).await
+    async fn renew(&self, renewing: &Renewing) -> Result<Changed<Identity>, StoreError> {
+        let (client, renewing) = (renewing.client.clone(), renewing.clone());
+        let change = move |identity: &Identity| identity.renew(&renewing);
+        self.writer.write(identities::Change { client, change }).await
     }
 
     async fn set_standing(

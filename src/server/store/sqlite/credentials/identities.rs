@@ -11,6 +11,7 @@ use crate::{
         credentials::{Changed, Identity, JoinRefusal, Joined, Joining, Standing},
         sqlite::{rows, writer::Verb},
     },
+    token::Sha256,
 };
 
 /// Uses a token once, and makes the identity.
@@ -62,10 +63,12 @@ where
 async fn write(tx: &mut SqliteConnection, identity: &Identity) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO identities (client_id, uid, standing, standing_since_ms, joined_ms, token_id,
-            key_hash, expires_ms, host_name) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+            key_hash, previous_key_hash, expires_ms, host_name)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
          ON CONFLICT (client_id) DO UPDATE SET uid = excluded.uid, standing = excluded.standing,
             standing_since_ms = excluded.standing_since_ms, joined_ms = excluded.joined_ms,
             token_id = excluded.token_id, key_hash = excluded.key_hash,
+            previous_key_hash = excluded.previous_key_hash,
             expires_ms = excluded.expires_ms, host_name = excluded.host_name",
     )
     .bind(identity.client.as_str())
@@ -75,6 +78,7 @@ async fn write(tx: &mut SqliteConnection, identity: &Identity) -> Result<(), Sto
     .bind(identity.joined.0)
     .bind(identity.token.as_str())
     .bind(identity.key.to_string())
+    .bind(identity.previous_key.map(|key| key.to_string()))
     .bind(identity.expires.0)
     .bind(&identity.host_name)
     .execute(tx)
@@ -111,9 +115,17 @@ fn read(row: &SqliteRow) -> Result<Identity, StoreError> {
         joined: UnixMs(rows::column(row, "joined_ms")?),
         token: rows::spelled(row, "token_id")?,
         key: rows::spelled(row, "key_hash")?,
+        previous_key: previous_key(row)?,
         expires: UnixMs(rows::column(row, "expires_ms")?),
         host_name: rows::column(row, "host_name")?,
     })
+}
+
+fn previous_key(row: &SqliteRow) -> Result<Option<Sha256>, StoreError> {
+    match rows::column::<Option<&str>>(row, "previous_key_hash")? {
+        None => Ok(None),
+        Some(_) => rows::spelled(row, "previous_key_hash").map(Some),
+    }
 }
 
 fn standing(row: &SqliteRow) -> Result<Standing, StoreError> {
