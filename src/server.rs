@@ -54,6 +54,7 @@ mod sessions;
 pub mod store;
 mod sweeper;
 pub mod tls;
+mod to_the_end;
 mod transfer_api;
 mod uploads;
 pub mod view;
@@ -73,6 +74,7 @@ use metrics::Metrics;
 use quotas::QuotaLimits;
 use store::{Store, credentials::Credentials};
 use tls::Tls;
+use to_the_end::ToTheEnd;
 
 /// How the server knows who calls.
 #[derive(Clone)]
@@ -296,7 +298,7 @@ impl Server {
         }
     }
 
-    fn enrolment(&self) -> EnrolmentServer {
+    fn enrolment(&self) -> ToTheEnd<EnrolmentServer> {
         let api = enrolment_api::EnrolmentApi {
             coordinator: Arc::clone(&self.coordinator),
             credentials: Arc::clone(&self.credentials),
@@ -304,17 +306,25 @@ impl Server {
             life: self.certificate_life,
             audit: self.audit.clone(),
         };
-        EnrolmentServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX)
+        self.to_the_end(
+            EnrolmentServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX),
+        )
     }
 
-    fn admin(&self) -> AdminServer {
+    fn admin(&self) -> ToTheEnd<AdminServer> {
         let administration = Arc::new(Administration {
             credentials: Arc::clone(&self.credentials),
             coordinator: Some(Arc::clone(&self.coordinator)),
             tls: self.tls(),
         });
         let api = admin_api::AdminApi::new(administration, self.audit.clone());
-        AdminServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX)
+        self.to_the_end(
+            AdminServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX),
+        )
+    }
+
+    fn to_the_end<S>(&self, inner: S) -> ToTheEnd<S> {
+        ToTheEnd { inner, shutdown: self.shutdown.clone() }
     }
 
     /// Two instances of one service on exact routes, because tonic's message limit is for a whole

@@ -13,6 +13,8 @@ mod callers;
 mod calls;
 #[path = "admitted/doors.rs"]
 mod doors;
+#[path = "admitted/enrolled.rs"]
+mod enrolled;
 #[path = "admitted/machine.rs"]
 mod machine;
 #[path = "admitted/matrix.rs"]

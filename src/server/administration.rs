@@ -99,7 +99,7 @@ impl Administration {
     /// What it has running ends at once.
     pub async fn revoke(&self, client: &ClientId) -> Result<Identity, Error> {
         let stood = self.stand(client, Standing::Revoked).await;
-        // Also if it was revoked before: then the one who asked may have gone too soon.
+        // Also if it was revoked before: the server may have ended before it came to this.
         if let Some(coordinator) = &self.coordinator {
             coordinator.expel(client);
         }
@@ -108,12 +108,16 @@ impl Administration {
 
     /// Like [`Self::revoke`], for good; what it has not delivered is cancelled.
     pub async fn delete(&self, client: &ClientId) -> Result<Identity, Error> {
-        let identity = self.stand(client, Standing::Deleted).await?;
-        if let Some(coordinator) = &self.coordinator {
+        let stood = self.stand(client, Standing::Deleted).await;
+        let is_deleted = match &stood {
+            Err(err) => err.reason() == Reason::WrongState,
+            Ok(_) => true,
+        };
+        if let Some(coordinator) = self.coordinator.as_ref().filter(|_| is_deleted) {
             coordinator.expel(client);
             coordinator.cancel_all(client).await?;
         }
-        Ok(identity)
+        stood
     }
 
     async fn stand(&self, client: &ClientId, standing: Standing) -> Result<Identity, Error> {
