@@ -10,6 +10,7 @@ use fts::{
         self, Listeners, Options, Security, Server,
         access::{Role, Scope},
         administration::Administration,
+        allocator,
         audit::{Action, Actor, Audit, Detail, Entry, Outcome},
         authority::Authority,
         check::check,
@@ -32,6 +33,8 @@ use tokio::signal::unix::{SignalKind, signal};
 const EX_CONFIG: u8 = 78;
 
 fn main() -> ExitCode {
+    // Before there is another thread.
+    allocator::keep_large_buffers();
     let Cli { args, command } = Cli::parse();
     match command {
         None => configured(args, |config| to_end(run(&config))),

@@ -19,6 +19,11 @@ pub const UPLOAD_MESSAGE_BYTES_MAX: usize = CHUNK_BYTES + CHUNK_BYTES / 4;
 pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Chunks between the network and the disk, on either end: enough to keep both busy.
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
+/// What a server keeps of the memory that is free at the end of a heap, for the next chunks.
+pub const HEAP_KEPT_BYTES: i32 = 64 << 20;
+/// What is larger is memory of its own, given back as soon as it is free: nothing of fts is, and
+/// glibc takes no more.
+pub const MAPPED_FROM_BYTES: i32 = 32 << 20;
 /// What an upload wrote is synced and journaled this often, so that a crash costs no more …
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
 /// … or when so much has come. More than that never waits for a sync that is under way.
@@ -380,6 +385,9 @@ pub const RENEW_WITHIN: Duration = Duration::from_secs(180 * 24 * 3600);
 pub const CERTIFICATE_REQUEST_BYTES_MAX: usize = 4 << 10;
 /// What a busy TLS stream is read in.
 pub const TLS_READ_AHEAD_BYTES: usize = 128 << 10;
+/// What a dialler encrypts before it waits for its socket: a chunk, in one system call and not in
+/// sixteen.
+pub const TLS_WRITE_AHEAD_BYTES: usize = CHUNK_BYTES;
 /// Roots that a server trusts at a time, and hands out.
 pub const ROOTS_MAX: usize = 3;
 /// The server's own certificate is looked at this often: by its time, and for another one on disk.

@@ -115,7 +115,8 @@ impl Route {
         let Some(tls) = &self.tls else { return Ok(Box::new(socket)) };
         let handshake = tls.connector.connect(tls.name.clone(), ReadAhead::new(socket));
         let failed = |source| HandshakeError::new(tls.trusted.clone(), source);
-        let stream = handshake.await.map_err(failed)?;
+        let mut stream = handshake.await.map_err(failed)?;
+        stream.get_mut().1.set_buffer_limit(Some(limits::TLS_WRITE_AHEAD_BYTES));
         if stream.get_ref().1.alpn_protocol() != Some(ALPN_HTTP2) {
             return Err(RouteError::NoHttp2);
         }

@@ -19,6 +19,7 @@ use crate::{
 pub mod access;
 mod admin_api;
 pub mod administration;
+pub mod allocator;
 mod arrived;
 pub mod audit;
 mod audited;
