@@ -276,6 +276,12 @@ pub const PRUNE_EVENTS_MAX: u64 = 10_000;
 pub const AUDIT_FILE_BYTES: u64 = 64 << 20;
 /// … and so many closed ones are kept.
 pub const AUDIT_FILES_MAX: usize = 100;
+/// Refusals, and sessions, have files of their own: how many there are, others decide.
+pub const AUDIT_REFUSED_FILES_MAX: usize = 10;
+pub const AUDIT_SESSION_FILES_MAX: usize = 10;
+/// Sessions that get a line for their begin or end in a minute; the rest is only counted. A fleet
+/// comes and goes at once.
+pub const AUDIT_SESSIONS_PER_MINUTE: usize = 20_000;
 /// Refusals that get a line of their own; the rest of a minute is only counted, because whoever is
 /// refused decides how many there are.
 pub const AUDIT_REFUSALS_PER_MINUTE: usize = 600;
@@ -283,6 +289,13 @@ pub const AUDIT_REFUSALS_PER_MINUTE: usize = 600;
 pub const AUDIT_QUEUE_MAX: usize = 4096;
 /// A caller waits this long for its entries to be on stable storage.
 pub const AUDIT_WAIT: Duration = Duration::from_secs(10);
+/// Lines that wait for a disk that is full, of what is done all the same: rights that were taken
+/// away. The rest is only counted.
+pub const AUDIT_OWED_MAX: usize = 1024;
+/// Whoever takes rights away waits this long for a line before it goes on without …
+pub const AUDIT_OWED_WAIT: Duration = Duration::from_secs(2);
+/// … and the line is tried again this often.
+pub const AUDIT_RETRY: Duration = Duration::from_secs(5);
 /// A line; a longer one in a file is none of ours.
 pub const AUDIT_LINE_BYTES_MAX: usize = 1 << 20;
 /// Client ids, and paths, of a scope in a line.
@@ -297,6 +310,10 @@ pub const AUDIT_CLOCK_SLACK: Duration = Duration::from_secs(3600);
 
 /// Requests for files that one operator may make in a minute, by default.
 pub const TRIGGERS_PER_MINUTE: u32 = 6000;
+/// Certificates that one client may renew in a minute: the shortest lives need a few.
+pub const RENEWALS_PER_MINUTE: u32 = 30;
+/// Times in a minute that one operator may ask who it is, which is on record as a login.
+pub const LOGINS_PER_MINUTE: u32 = 60;
 /// Clients, and operators, whose use is remembered; of others the records are asked.
 pub const QUOTA_PARTIES_MAX: usize = 65_536;
 

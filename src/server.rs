@@ -57,6 +57,7 @@ mod sweeper;
 pub mod tls;
 mod to_the_end;
 mod transfer_api;
+mod until_over;
 mod uploads;
 pub mod view;
 
@@ -332,7 +333,8 @@ impl Server {
     /// service.
     fn transfer_routes(&self) -> axum::Router {
         let service = |bytes_max: usize| {
-            let api = transfer_api::TransferApi::new(Arc::clone(&self.coordinator));
+            let api =
+                transfer_api::TransferApi::new(Arc::clone(&self.coordinator), self.audit.clone());
             FileTransferServer::new(api).max_decoding_message_size(bytes_max)
         };
         axum::Router::new()

@@ -19,6 +19,8 @@ mod enrolled;
 mod machine;
 #[path = "admitted/matrix.rs"]
 mod matrix;
+#[path = "admitted/refused.rs"]
+mod refused;
 #[path = "admitted/revoked.rs"]
 mod revoked;
 #[path = "admitted/scope.rs"]

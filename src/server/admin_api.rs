@@ -15,6 +15,8 @@ use super::{
     connection::Peer,
     error::Error,
     gate::Caller,
+    store::credentials::Operator,
+    until_over::UntilOver,
 };
 use crate::{
     ids::{ClientId, OperatorName, UnixMs},
@@ -69,19 +71,20 @@ impl Admin for AdminApi {
             needs_approval: ask.needs_approval,
             replaces: ask.replaces,
         };
-        let mut about = vec![Detail::Uses(wanted.uses_max)];
-        // Of many, the first; their ids are in the records.
-        about.extend(wanted.patterns.first().cloned().map(Detail::Pattern));
+        let about = [
+            Detail::Patterns(wanted.patterns.clone()),
+            Detail::Uses(wanted.uses_max),
+            Detail::Ttl(wanted.ttl),
+            Detail::Approval(wanted.needs_approval),
+            Detail::Replaces(wanted.replaces),
+        ];
         let made = audited
             .run_and_name(
                 Action::TokenCreate,
                 &about,
                 self.administration.create_join_tokens(wanted, &creator),
                 |made| {
-                    made.first()
-                        .map(|(token, _)| Detail::Token(token.id.clone()))
-                        .into_iter()
-                        .collect()
+                    vec![Detail::Tokens(made.iter().map(|(token, _)| token.id.clone()).collect())]
                 },
             )
             .await;
@@ -198,14 +201,15 @@ impl Admin for AdminApi {
         let scope = ask.scope.unwrap_or_default();
         let scope = Scope::parse(&scope.clients, &scope.paths).map_err(invalid)?;
         let ttl = operator_ttl(ask.ttl)?;
-        let about =
-            [Detail::Operator(name.clone()), Detail::Role(role), Detail::Scope(scope.clone())];
+        let mut about =
+            vec![Detail::Operator(name.clone()), Detail::Role(role), Detail::Scope(scope.clone())];
+        about.extend(ttl.map(Detail::Ttl));
         let made = audited
             .run_and_name(
                 Action::OperatorCreate,
                 &about,
                 self.administration.create_operator(name, role, scope, ttl),
-                |(operator, _)| vec![Detail::Token(operator.token.clone())],
+                |(operator, _)| about_operator(operator),
             )
             .await;
         let (operator, token) = made.map_err(Error::into_status)?;
@@ -235,12 +239,14 @@ impl Admin for AdminApi {
         let ask = request.into_inner();
         let name = parse::<OperatorName>(&ask.name)?;
         let ttl = operator_ttl(ask.ttl)?;
+        let mut about = vec![Detail::Operator(name.clone())];
+        about.extend(ttl.map(Detail::Ttl));
         let made = audited
             .run_and_name(
                 Action::OperatorRotate,
-                &[Detail::Operator(name.clone())],
+                &about,
                 self.administration.rotate_operator(&name, ttl),
-                |(operator, _)| vec![Detail::Token(operator.token.clone())],
+                |(operator, _)| about_operator(operator),
             )
             .await;
         let (operator, token) = made.map_err(Error::into_status)?;
@@ -294,8 +300,21 @@ impl Admin for AdminApi {
                 status::status(Reason::ServerIo, "the audit cannot be read now")
             })
         });
+        let caller = request.extensions().get::<Caller>().unwrap_or(&Caller::Anyone);
+        let credentials = &self.administration.credentials;
+        let lines = UntilOver::new(lines, caller, credentials, Error::into_status);
         Ok(Response::new(Box::pin(lines)))
     }
+}
+
+fn about_operator(operator: &Operator) -> Vec<Detail> {
+    let mut about = vec![
+        Detail::Token(operator.token.clone()),
+        Detail::Role(operator.role),
+        Detail::Scope(operator.scope.clone()),
+    ];
+    about.extend(operator.expires.map(Detail::Expires));
+    about
 }
 
 fn caller<T>(request: &Request<T>) -> String {

@@ -2,34 +2,36 @@
 //! are on stable storage before their callers go on.
 //!
 //! ```text
-//! audit/audit.jsonl              the current file
+//! audit/audit.jsonl              what was asked for, granted, done: the current file
 //! audit/audit-<time>-<n>.jsonl   closed ones; time and number of their first line
+//! audit/sessions*.jsonl          sessions of clients
+//! audit/refused*.jsonl           what was refused
 //! ```
 //!
-//! Lines are numbered without a gap, also over restarts: a missing number is a missing line.
+//! How many sessions and refusals there are, others decide: so each series has files, and a total,
+//! of its own, and none can push out the lines of another. A reader sees them as one, by time.
 //!
-//! One thread owns the file. It takes all that waits, writes it at once, syncs once, and answers
+//! The lines of a series are numbered without a gap, also over restarts: a missing number is a
+//! missing line.
+//!
+//! One thread owns the files. It takes all that waits, writes it at once, syncs once, and answers
 //! everybody. After a call that failed the file is opened anew and what was not synced is cut off:
 //! a sync that failed is never tried again, because the next one may succeed and mean nothing.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     task::spawn_blocking,
     time::timeout,
 };
 use tokio_stream::{Stream, wrappers::ReceiverStream};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     ids::UnixMs,
@@ -37,19 +39,21 @@ use crate::{
     server::landing::{Disk, RealDisk},
 };
 
+mod desk;
 mod entry;
 mod log;
+mod notes;
+mod owed;
 mod read;
-mod refusals;
 #[cfg(test)]
 mod tests;
 
 pub use entry::{Action, Actor, Detail, Entry, Outcome};
 pub use read::{Lines, read_dir};
 
+use desk::{Desk, Job};
 use log::{Bounds, Log};
 use read::Head;
-use refusals::{LeftOut, Refusals};
 
 /// Why nothing is known to be in the audit, or could be read from it. Everybody whose entries were
 /// written together gets the same one.
@@ -60,6 +64,8 @@ pub enum AuditError {
     Io { action: &'static str, path: PathBuf, source: Arc<io::Error> },
     #[error("the audit's disk is too slow")]
     Slow,
+    #[error("as many lines wait for the audit's disk as may")]
+    Full,
     #[error("the audit is closed")]
     Closed,
 }
@@ -79,34 +85,24 @@ pub struct Audit {
 impl Audit {
     /// Opens the audit of a data directory, which must be there. It blocks.
     pub fn open(data_dir: &Path) -> Result<Self, AuditError> {
-        Self::open_on(data_dir, Box::new(RealDisk), Settings::default())
+        Self::open_on(data_dir, &(Arc::new(RealDisk) as Arc<dyn Disk>), Settings::default())
     }
 
     fn open_on(
         data_dir: &Path,
-        disk: Box<dyn Disk>,
+        on: &Arc<dyn Disk>,
         settings: Settings,
     ) -> Result<Self, AuditError> {
         let path = data_dir.join(DIRECTORY);
-        let log = Log::open(path.clone(), disk, settings.bounds)?;
-        let shared = Arc::new(Desk {
-            path,
-            waiting: Mutex::new(Waiting {
-                jobs: Vec::new(),
-                refusals: Refusals::new(settings.refusals_per_minute, settings.minute),
-                is_closing: false,
-            }),
-            bell: Condvar::new(),
-            places: Arc::new(Semaphore::new(limits::AUDIT_QUEUE_MAX)),
-            ended: CancellationToken::new(),
-            seq: AtomicU64::new(log.seq()),
-        });
-        let ending = Ending(Arc::clone(&shared));
+        let open = |series| Log::open(&path, Arc::clone(on), series, settings.bounds(series));
+        let logs = Series::ALL.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let desk = Arc::new(Desk::new(path, &logs, &settings));
+        let of_thread = Arc::clone(&desk);
         thread::Builder::new()
             .name("fts-audit".to_owned())
-            .spawn(move || ending.0.serve(log))
+            .spawn(move || desk::run(of_thread, logs))
             .map_err(|source| AuditError::io("start the thread of", data_dir, source))?;
-        Ok(Self { shared: Arc::new(Handle(shared)) })
+        Ok(Self { shared: Arc::new(Handle(desk)) })
     }
 
     /// Writes entries, one after the other; returns once they are on stable storage. After an error
@@ -129,12 +125,28 @@ impl Audit {
         timeout(limits::AUDIT_WAIT, written).await.unwrap_or(Err(AuditError::Slow))
     }
 
+    /// Writes an entry of what is done in any case. If it cannot be written within moments it is
+    /// kept, as long as this process lives, and written once it can be; then this is an error.
+    pub async fn write_or_keep(&self, entry: Entry) -> Result<(), AuditError> {
+        let answered = self.shared.0.owe(entry)?;
+        let answered = timeout(limits::AUDIT_OWED_WAIT, answered).await;
+        answered.map_or(Err(AuditError::Slow), |a| a.unwrap_or(Err(AuditError::Closed)))
+    }
+
     /// Notes a refusal. It never waits and never fails: what comes too fast, or cannot be written,
     /// is counted, and one line a minute says how many were left out.
     pub fn refused(&self, entry: Entry) {
-        let desk = &self.shared.0;
-        desk.lock().refusals.add(entry, Instant::now());
-        desk.bell.notify_one();
+        self.shared.0.note(Series::Refused, entry);
+    }
+
+    /// Notes that a session of a client began, or ended; like a refusal.
+    pub fn session(&self, entry: Entry) {
+        self.shared.0.note(Series::Sessions, entry);
+    }
+
+    /// Returns whether the last lines could be written, and how many wait until they can.
+    pub fn standing(&self) -> (bool, u64) {
+        (self.shared.0.is_up(), self.shared.0.owed())
     }
 
     /// Reads what was done since, oldest first, as far as it is on stable storage now.
@@ -146,8 +158,7 @@ impl Audit {
         let desk = Arc::clone(&self.shared.0);
         // It ends with its stream.
         drop(spawn_blocking(move || {
-            let last_seq = desk.seq.load(Ordering::Acquire);
-            match Lines::open(&desk.path, since, last_seq) {
+            match Lines::open(&desk.path, since, desk.seqs()) {
                 Ok(all) => {
                     for each in all {
                         if line.blocking_send(each).is_err() {
@@ -184,157 +195,84 @@ impl Drop for Handle {
     }
 }
 
+/// Lines that share files and numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Series {
+    /// What was asked for, granted, done.
+    Actions,
+    Sessions,
+    Refused,
+}
+
+impl Series {
+    const ALL: [Self; 3] = [Self::Actions, Self::Sessions, Self::Refused];
+
+    /// What the names of its files begin with.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Actions => "audit",
+            Self::Sessions => "sessions",
+            Self::Refused => "refused",
+        }
+    }
+
+    /// Returns the name of the current file.
+    fn current(self) -> String {
+        format!("{}{SUFFIX}", self.name())
+    }
+
+    /// Returns the name of a closed file, by its first line.
+    fn closed(self, first: Head) -> String {
+        let time: String = entry::time(first.at).chars().filter(|c| !"-:".contains(*c)).collect();
+        let second = time.split('.').next().unwrap_or(&time);
+        format!("{}-{second}Z-{}{SUFFIX}", self.name(), first.seq)
+    }
+
+    /// Returns the number of the first line of a closed file, if the name is of one.
+    fn closed_seq(self, name: &str) -> Option<u64> {
+        let middle = name.strip_prefix(self.name())?.strip_prefix('-')?.strip_suffix(SUFFIX)?;
+        let (_, seq) = middle.split_once('-')?;
+        seq.parse().ok()
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Settings {
-    bounds: Bounds,
+    actions: Bounds,
+    sessions: Bounds,
+    refused: Bounds,
+    sessions_per_minute: usize,
     refusals_per_minute: usize,
     minute: Duration,
+    owed_max: usize,
+    retry: Duration,
+}
+
+impl Settings {
+    fn bounds(&self, series: Series) -> Bounds {
+        match series {
+            Series::Actions => self.actions,
+            Series::Sessions => self.sessions,
+            Series::Refused => self.refused,
+        }
+    }
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        let file_bytes = limits::AUDIT_FILE_BYTES;
-        let bounds = Bounds { file_bytes, files_max: limits::AUDIT_FILES_MAX };
-        let refusals_per_minute = limits::AUDIT_REFUSALS_PER_MINUTE;
-        Self { bounds, refusals_per_minute, minute: Duration::from_secs(60) }
-    }
-}
-
-/// What the callers and the thread share.
-struct Desk {
-    path: PathBuf,
-    /// Never held while the disk is asked for anything.
-    waiting: Mutex<Waiting>,
-    bell: Condvar,
-    places: Arc<Semaphore>,
-    ended: CancellationToken,
-    /// Of the last line on stable storage.
-    seq: AtomicU64,
-}
-
-struct Waiting {
-    jobs: Vec<Job>,
-    refusals: Refusals,
-    is_closing: bool,
-}
-
-/// Entries of a caller who waits.
-struct Job {
-    entries: Vec<Entry>,
-    answer: oneshot::Sender<Result<(), AuditError>>,
-    /// In the queue, until they are answered.
-    place: OwnedSemaphorePermit,
-}
-
-/// What is written at once.
-struct Batch {
-    jobs: Vec<Job>,
-    refusals: Vec<Entry>,
-    left_out: LeftOut,
-}
-
-impl Desk {
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing in it is ever half changed.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take_in(&self, job: Job) -> Result<(), AuditError> {
-        let mut waiting = self.lock();
-        if waiting.is_closing {
-            return Err(AuditError::Closed);
+        let bounds = |files_max| Bounds { file_bytes: limits::AUDIT_FILE_BYTES, files_max };
+        Self {
+            actions: bounds(limits::AUDIT_FILES_MAX),
+            sessions: bounds(limits::AUDIT_SESSION_FILES_MAX),
+            refused: bounds(limits::AUDIT_REFUSED_FILES_MAX),
+            sessions_per_minute: limits::AUDIT_SESSIONS_PER_MINUTE,
+            refusals_per_minute: limits::AUDIT_REFUSALS_PER_MINUTE,
+            minute: Duration::from_secs(60),
+            owed_max: limits::AUDIT_OWED_MAX,
+            retry: limits::AUDIT_RETRY,
         }
-        waiting.jobs.push(job);
-        self.bell.notify_one();
-        Ok(())
-    }
-
-    fn begin_end(&self) {
-        self.lock().is_closing = true;
-        self.places.close();
-        self.bell.notify_one();
-    }
-
-    fn serve(&self, mut log: Log) {
-        while let Some(batch) = self.next_batch() {
-            self.write(&mut log, batch);
-        }
-    }
-
-    /// Waits for something to write; `None` at the end.
-    fn next_batch(&self) -> Option<Batch> {
-        let mut waiting = self.lock();
-        loop {
-            let now = Instant::now();
-            let is_closing = waiting.is_closing;
-            let (refusals, left_out) = waiting.refusals.take(now, is_closing);
-            let jobs = std::mem::take(&mut waiting.jobs);
-            if !jobs.is_empty() || !refusals.is_empty() || !left_out.is_empty() {
-                return Some(Batch { jobs, refusals, left_out });
-            }
-            if is_closing {
-                return None;
-            }
-            let idle = waiting.refusals.idle_for(now).unwrap_or(Duration::MAX);
-            let woken = self.bell.wait_timeout(waiting, idle);
-            waiting = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    fn write(&self, log: &mut Log, batch: Batch) {
-        let mut entries = batch.refusals;
-        let refusals = entries.len();
-        entries.extend(batch.left_out.entry());
-        let (given, answers): (Vec<_>, Vec<_>) =
-            batch.jobs.into_iter().map(|job| (job.entries, (job.answer, job.place))).unzip();
-        entries.extend(given.into_iter().flatten());
-        let written = log.append(&entries);
-        match &written {
-            Ok(()) => self.seq.store(log.seq(), Ordering::Release),
-            Err(err) => {
-                if refusals > 0 || !batch.left_out.is_empty() {
-                    tracing::warn!(error = %err, "cannot write refusals to the audit");
-                }
-                let mut waiting = self.lock();
-                if !waiting.is_closing {
-                    let lines = &entries[..refusals];
-                    waiting.refusals.give_back(lines, batch.left_out, Instant::now());
-                }
-            }
-        }
-        for (answer, _place) in answers {
-            // Nobody waits any more: then nobody needs to know.
-            drop(answer.send(written.clone()));
-        }
-    }
-}
-
-/// Tells everybody that the thread has ended, however it did.
-struct Ending(Arc<Desk>);
-
-impl Drop for Ending {
-    fn drop(&mut self) {
-        self.0.begin_end();
-        self.0.lock().jobs.clear();
-        self.0.ended.cancel();
     }
 }
 
 const DIRECTORY: &str = "audit";
-const CURRENT: &str = "audit.jsonl";
-const CLOSED_PREFIX: &str = "audit-";
-const CLOSED_SUFFIX: &str = ".jsonl";
-
-/// Returns the name of a closed file, by its first line.
-fn closed_name(first: Head) -> String {
-    let time: String = entry::time(first.at).chars().filter(|c| !"-:".contains(*c)).collect();
-    let second = time.split('.').next().unwrap_or(&time);
-    format!("{CLOSED_PREFIX}{second}Z-{}{CLOSED_SUFFIX}", first.seq)
-}
-
-/// Returns the number of the first line of a closed file, if the name is of one.
-fn closed_seq(name: &str) -> Option<u64> {
-    let middle = name.strip_prefix(CLOSED_PREFIX)?.strip_suffix(CLOSED_SUFFIX)?;
-    let (_, seq) = middle.split_once('-')?;
-    seq.parse().ok()
-}
+const SUFFIX: &str = ".jsonl";

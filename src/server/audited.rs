@@ -1,5 +1,6 @@
 //! What is done under the eyes of the audit: on record before it is done, with its outcome after.
-//! What cannot be put on record is not done.
+//! What cannot be put on record is not done, unless it takes rights away: nobody must be able to
+//! hold that up by filling a disk.
 
 use super::{
     audit::{Action, Actor, Audit, Detail, Entry, Outcome},
@@ -55,9 +56,18 @@ impl Audited {
     /// they were.
     pub fn refuse(&self, action: Action, about: &[Detail], err: &Error) {
         let Some(audit) = &self.audit else { return };
-        let outcome = Outcome::Not(err.reason().as_str());
-        let entry = Entry::new(self.actor.clone(), self.from.clone(), action, outcome);
+        let entry = self.entry(action, &[], Outcome::Not(err.on_record().as_str()));
+        let entry = match err {
+            Error::Hidden { transfer, .. } => entry.with(Detail::Transfer(*transfer)),
+            err => entry.with(Detail::Text(err.peer_text())),
+        };
         audit.refused(about.iter().cloned().fold(entry, Entry::with));
+    }
+
+    /// Notes that a session began, or ended.
+    pub fn session(&self, action: Action, about: &[Detail]) {
+        let Some(audit) = &self.audit else { return };
+        audit.session(self.entry(action, about, Outcome::Done));
     }
 
     /// Puts one line on record.
@@ -68,12 +78,24 @@ impl Audited {
         outcome: Outcome,
     ) -> Result<(), Error> {
         let Some(audit) = &self.audit else { return Ok(()) };
-        let entry = Entry::new(self.actor.clone(), self.from.clone(), action, outcome);
-        let entry = about.iter().cloned().fold(entry, Entry::with);
+        let entry = self.entry(action, about, outcome);
+        if action.takes_away() {
+            let line = entry.to_string();
+            if let Err(err) = audit.write_or_keep(entry).await {
+                let err = &err as &dyn std::error::Error;
+                tracing::error!(error = err, line, "not on record yet, and it goes ahead");
+            }
+            return Ok(());
+        }
         audit.write(vec![entry]).await.map_err(|err| {
             tracing::error!(error = &err as &dyn std::error::Error, "could not write the audit");
             Error::refused(Reason::Unavailable, "the audit cannot be written, so nothing is done")
         })
+    }
+
+    fn entry(&self, action: Action, about: &[Detail], outcome: Outcome) -> Entry {
+        let entry = Entry::new(self.actor.clone(), self.from.clone(), action, outcome);
+        about.iter().cloned().fold(entry, Entry::with)
     }
 }
 
@@ -81,6 +103,6 @@ impl Audited {
 pub fn outcome<T>(done: &Result<T, Error>) -> Outcome {
     match done {
         Ok(_) => Outcome::Done,
-        Err(err) => Outcome::Not(err.reason().as_str()),
+        Err(err) => Outcome::Not(err.on_record().as_str()),
     }
 }

@@ -1,12 +1,7 @@
 //! Where operators are served, over gRPC and HTTP alike: what one of them asks is held against its
 //! scope, and passed on to the coordinator. What is out of a scope looks as if it were not there.
 
-use std::{
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{extract::FromRequestParts, http::request::Parts};
 use tokio_stream::Stream;
@@ -17,17 +12,17 @@ use super::{
     connection::Peer,
     coordinator::{Content, Coordinator, Watch, WatchQuery},
     error::Error,
-    gate::{self, Caller},
+    gate::Caller,
     page::Page,
     store::{
         TransferFilter,
         credentials::{Credentials, Operator},
     },
+    until_over::{UntilOver, over},
     view::{ClientView, TransferView},
 };
 use crate::{
     ids::{ClientId, TransferId},
-    limits,
     status::Reason,
     transfer::{Request, Transfer},
 };
@@ -78,11 +73,9 @@ impl Served {
         let mut about = vec![Detail::Client(request.client.clone())];
         about.extend(request.path.as_ref().map(|path| Detail::Path(path.as_str().to_owned())));
         let within = self.check_request(&request);
-        let this = self.clone();
-        let work = async move {
-            within?;
-            this.desk.coordinator.trigger(request).await
-        };
+        self.or_refuse(Action::TransferTrigger, &about, within)?;
+        let coordinator = Arc::clone(&self.desk.coordinator);
+        let work = async move { coordinator.trigger(request).await };
         self.owned(Action::TransferTrigger, about, work).await
     }
 
@@ -113,11 +106,8 @@ impl Served {
 
     /// Opens the bytes of a transfer. That they were read is on record before the first one leaves.
     pub async fn content(&self, id: TransferId) -> Result<Content, Error> {
-        let opened = async {
-            self.check(id).await?;
-            self.desk.coordinator.content(id).await
-        };
-        let opened = opened.await;
+        self.check(Action::ContentRead, id).await?;
+        let opened = self.desk.coordinator.content(id).await;
         let about = [Detail::Transfer(id)];
         self.audited.note(Action::ContentRead, &about, outcome(&opened)).await?;
         opened
@@ -125,6 +115,10 @@ impl Served {
 
     /// Says that the caller came to see whether its credentials are good.
     pub async fn note_login(&self) -> Result<(), Error> {
+        if let Some(operator) = self.operator() {
+            let admitted = self.desk.coordinator.quotas.admit_login(&operator.name);
+            self.or_refuse(Action::Login, &[], admitted.map_err(Error::from))?;
+        }
         self.audited.note(Action::Login, &[], Outcome::Done).await
     }
 
@@ -149,11 +143,8 @@ impl Served {
     where
         F: Future<Output = Result<TransferView, Error>> + Send + 'static,
     {
-        let this = self.clone();
-        let work = async move {
-            this.check(id).await?;
-            change(Arc::clone(&this.desk.coordinator)).await
-        };
+        self.check(action, id).await?;
+        let work = change(Arc::clone(&self.desk.coordinator));
         self.owned(action, vec![Detail::Transfer(id)], work).await
     }
 
@@ -173,16 +164,16 @@ impl Served {
     // === What is seen ===
 
     pub async fn transfer(&self, id: TransferId) -> Result<TransferView, Error> {
-        self.check(id).await?;
+        self.check(Action::TransferRead, id).await?;
         self.desk.coordinator.transfer(id).await
     }
 
     /// Returns the transfer once it has ended, or as it is after `wait`.
     pub async fn wait(&self, id: TransferId, wait: Duration) -> Result<TransferView, Error> {
-        self.check(id).await?;
+        self.check(Action::TransferRead, id).await?;
         tokio::select! {
             waited = self.desk.coordinator.wait(id, wait) => waited,
-            err = self.over() => Err(err),
+            err = over(&self.caller, self.desk.credentials.as_ref()) => Err(err),
         }
     }
 
@@ -202,7 +193,7 @@ impl Served {
 
     pub async fn watch(&self, mut query: WatchQuery) -> Result<Watch, Error> {
         if let Some(id) = query.transfer {
-            self.check(id).await?;
+            self.check(Action::TransferRead, id).await?;
         }
         query.scope = self.caller.scope().cloned();
         let watch = self.desk.coordinator.watch(query).await?;
@@ -210,9 +201,9 @@ impl Served {
     }
 
     pub async fn client(&self, id: &ClientId) -> Result<ClientView, Error> {
-        if self.caller.scope().is_some_and(|scope| !scope.has_client(id)) {
-            return Err(out_of_scope("this client"));
-        }
+        let is_out = self.caller.scope().is_some_and(|scope| !scope.has_client(id));
+        let within = if is_out { Err(out_of_scope("this client")) } else { Ok(()) };
+        self.or_refuse(Action::ClientRead, &[Detail::Client(id.clone())], within)?;
         self.desk.coordinator.client(id).await
     }
 
@@ -228,16 +219,25 @@ impl Served {
     // === How a scope is held ===
 
     /// Returns an error, the same as for a transfer that is not there, unless this one is in scope.
-    async fn check(&self, id: TransferId) -> Result<(), Error> {
+    /// On record it is what it is.
+    async fn check(&self, action: Action, id: TransferId) -> Result<(), Error> {
         if self.caller.scope().is_none() {
             return Ok(());
         }
         let view = self.desk.coordinator.transfer(id).await?;
-        if self.has(&view.transfer) {
-            Ok(())
-        } else {
-            Err(Error::refused(Reason::UnknownTransfer, format!("there is no transfer {id}")))
-        }
+        let hidden = Error::Hidden { transfer: id, why: Reason::PermissionDenied };
+        let within = if self.has(&view.transfer) { Ok(()) } else { Err(hidden) };
+        self.or_refuse(action, &[], within)
+    }
+
+    /// Passes it on, and puts an error on record: as a refusal, of which nothing else is.
+    fn or_refuse(
+        &self,
+        action: Action,
+        about: &[Detail],
+        judged: Result<(), Error>,
+    ) -> Result<(), Error> {
+        judged.inspect_err(|err| self.audited.refuse(action, about, err))
     }
 
     fn has(&self, transfer: &Transfer) -> bool {
@@ -253,43 +253,7 @@ impl Served {
         stream: S,
         err: impl FnOnce(Error) -> E + Send + 'static,
     ) -> UntilOver<S, E> {
-        let this = self.clone();
-        let over = async move { err(this.over().await) };
-        UntilOver { stream: Box::pin(stream), over: Some(Box::pin(over)) }
-    }
-
-    /// Returns, with the reason, once the caller's credentials are good no longer.
-    async fn over(&self) -> Error {
-        let Some(operator) = self.operator() else { return std::future::pending().await };
-        loop {
-            tokio::time::sleep(limits::RECHECK).await;
-            match gate::recheck(self.desk.credentials.as_ref(), operator).await {
-                Ok(()) => {}
-                // A record that cannot be read now says nothing of the operator.
-                Err(Error::Store(err)) => Error::Store(err).log(),
-                Err(err) => return err,
-            }
-        }
-    }
-}
-
-/// A stream that ends early when something comes first.
-pub struct UntilOver<S, E> {
-    stream: Pin<Box<S>>,
-    /// `None`: it has come.
-    over: Option<Pin<Box<dyn Future<Output = E> + Send>>>,
-}
-
-impl<S: Stream<Item = Result<T, E>>, T, E> Stream for UntilOver<S, E> {
-    type Item = Result<T, E>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(over) = &mut self.over else { return Poll::Ready(None) };
-        if let Poll::Ready(err) = over.as_mut().poll(cx) {
-            self.over = None;
-            return Poll::Ready(Some(Err(err)));
-        }
-        self.stream.as_mut().poll_next(cx)
+        UntilOver::new(stream, &self.caller, &self.desk.credentials, err)
     }
 }
 

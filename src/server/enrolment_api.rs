@@ -75,6 +75,11 @@ impl Enrolment for EnrolmentApi {
         let caller = request.extensions().get::<Caller>().cloned();
         let Some(Caller::Client(certificate)) = caller else { return Err(no_authority()) };
         let audited = self.audited(&request);
+        if let Err(over) = self.coordinator.quotas.admit_renewal(&certificate.client) {
+            let err = Error::from(over);
+            audited.refuse(Action::ClientRenew, &[], &err);
+            return Err(err.into_status());
+        }
         let work = self.renewed(&certificate, &request.get_ref().certificate_request);
         let renewed = audited.run(Action::ClientRenew, &[], work).await;
         renewed.map(Response::new).map_err(Error::into_status)

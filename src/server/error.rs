@@ -5,7 +5,7 @@ use tonic::Status;
 
 use super::{landing::LandingError, quotas::OverQuota, store::StoreError};
 use crate::{
-    ids::IdError,
+    ids::{IdError, TransferId},
     status::{self, Reason},
     transfer::StepError,
 };
@@ -17,6 +17,9 @@ pub enum Error {
     /// Expected, and told to the peer in words.
     #[error("{text}")]
     Refused { reason: Reason, text: String },
+    /// It is there, and not for this caller: who is told what it would be told if it were not.
+    #[error("there is no transfer {transfer}")]
+    Hidden { transfer: TransferId, why: Reason },
     #[error(transparent)]
     Step(#[from] StepError),
     /// An upload whose next byte is another one.
@@ -43,6 +46,7 @@ impl Error {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Refused { reason, .. } => *reason,
+            Self::Hidden { .. } => Reason::UnknownTransfer,
             Self::Step(StepError::StaleEpoch { .. }) => Reason::StaleEpoch,
             Self::Step(StepError::OtherInstance) => Reason::OtherInstance,
             Self::Step(StepError::WrongState(_) | StepError::NotDue | StepError::Unchanged) => {
@@ -57,12 +61,31 @@ impl Error {
         }
     }
 
+    /// Returns the reason as the audit has it: what it is, also where the peer is told less.
+    pub fn on_record(&self) -> Reason {
+        if let Self::Hidden { why, .. } = self { *why } else { self.reason() }
+    }
+
+    /// Whether it is about what the caller may do, and not about what can be done.
+    pub fn is_of_rights(&self) -> bool {
+        matches!(
+            self.on_record(),
+            Reason::Unauthenticated
+                | Reason::PermissionDenied
+                | Reason::WrongClient
+                | Reason::OtherInstance
+                | Reason::CertificateExpired
+                | Reason::Revoked
+                | Reason::PendingApproval
+        )
+    }
+
     /// Returns what a peer may read. What a database, a disk or a bug said is for our own log.
     pub fn peer_text(&self) -> String {
         match self {
             Self::Refused { text, .. } => text.clone(),
             Self::Step(err) => err.to_string(),
-            Self::WrongOffset { .. } => self.to_string(),
+            Self::Hidden { .. } | Self::WrongOffset { .. } => self.to_string(),
             Self::Id(err) => err.to_string(),
             Self::OverQuota(over) => over.to_string(),
             Self::Store(_) => "the record store is unavailable; try again later".to_owned(),
@@ -91,6 +114,7 @@ impl Error {
                 );
             }
             Self::Refused { .. }
+            | Self::Hidden { .. }
             | Self::Step(_)
             | Self::WrongOffset { .. }
             | Self::Id(_)

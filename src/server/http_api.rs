@@ -19,6 +19,7 @@ use tower_http::set_header::SetResponseHeaderLayer;
 
 use super::{
     access::{Need, Role, need as need_of},
+    audit::Audit,
     coordinator::Readiness,
     desk::Desk,
     gate::Caller,
@@ -225,6 +226,9 @@ async fn metrics_text(State(api): State<Api>) -> Result<Response, Problem> {
             api.metrics.store_failed();
         }
     }
+    // Without one there is nothing that could fail.
+    let (is_up, owed) = api.desk.audit.as_ref().map_or((true, 0), Audit::standing);
+    api.metrics.set_audit(is_up, owed);
     let text = api.metrics.encode().map_err(|err| {
         tracing::error!(error = &err as &dyn StdError, "could not write the metrics");
         Problem::new(Reason::Internal, "internal error")

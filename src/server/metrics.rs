@@ -30,6 +30,8 @@ pub struct Metrics {
     clients: Family<Label, Gauge>,
     transfers: Family<Label, Gauge>,
     store_up: Gauge,
+    audit_up: Gauge,
+    audit_owed: Gauge,
     disk_free: Gauge,
     disk_low: Gauge,
     sessions_open: Gauge,
@@ -74,6 +76,8 @@ impl Metrics {
             clients: Family::default(),
             transfers: Family::default(),
             store_up: Gauge::default(),
+            audit_up: Gauge::default(),
+            audit_owed: Gauge::default(),
             disk_free: Gauge::default(),
             disk_low: Gauge::default(),
             sessions_open: Gauge::default(),
@@ -106,6 +110,10 @@ impl Metrics {
         r.register("transfers", "Transfers on record", self.transfers.clone());
         let help = "1 if the record store answered at the last scrape";
         r.register("store_up", help, self.store_up.clone());
+        let help = "1 if the last lines of the audit could be written";
+        r.register("audit_up", help, self.audit_up.clone());
+        let help = "Lines of the audit that wait for its disk, of rights that were taken away";
+        r.register("audit_owed", help, self.audit_owed.clone());
         let help = "Bytes free on the disk of the files; 0 while it is gone";
         r.register("disk_free_bytes", help, self.disk_free.clone());
         let help = "1 while nothing new is begun: the disk is low, read-only or gone";
@@ -208,6 +216,12 @@ impl Metrics {
         self.store_up.set(1);
     }
 
+    /// Sets whether the audit could be written, and how many lines wait until it can.
+    pub fn set_audit(&self, is_up: bool, owed: u64) {
+        self.audit_up.set(i64::from(is_up));
+        self.audit_owed.set(i64::try_from(owed).unwrap_or(i64::MAX));
+    }
+
     /// Sets how much of the disk is free, and whether that is too little.
     pub fn set_disk(&self, free: u64, is_low: bool) {
         self.disk_free.set(i64::try_from(free).unwrap_or(i64::MAX));
@@ -265,6 +279,8 @@ mod tests {
             (r#"fts_transfers{state="queued"}"#, " 0"),
             (r#"fts_transfers{state="complete"}"#, " 0"),
             ("fts_store_up", " 0"),
+            ("fts_audit_up", " 0"),
+            ("fts_audit_owed", " 0"),
             ("fts_disk_free_bytes", " 0"),
             ("fts_disk_low", " 0"),
             ("fts_sessions_open", " 0"),

@@ -23,7 +23,7 @@ mod tests;
 mod window;
 
 use parties::{Parties, Used};
-use window::{HOUR, Window};
+use window::{HOUR, Triggers, Window};
 
 /// What may be used. `None`: there is no such quota.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +63,10 @@ pub enum Quota {
     OperatorTriggers,
     OperatorTransfers,
     OperatorBytes,
+    OperatorLogins,
     ClientTransfers,
     ClientBytes,
+    ClientRenewals,
 }
 
 impl fmt::Display for Quota {
@@ -73,6 +75,8 @@ impl fmt::Display for Quota {
             Self::OperatorTriggers => "the operator's quota of requests a minute",
             Self::OperatorTransfers => "the operator's quota of transfers a day",
             Self::OperatorBytes => "the operator's quota of bytes a day",
+            Self::OperatorLogins => "the operator's quota of logins a minute",
+            Self::ClientRenewals => "the client's quota of renewals a minute",
             Self::ClientTransfers => "the client's quota of transfers a day",
             Self::ClientBytes => "the client's quota of bytes a day",
         })
@@ -208,6 +212,21 @@ impl Quotas {
         Ok(())
     }
 
+    /// Admits a renewal of a client's certificate, and counts it: each costs a signature, and a
+    /// line that is synced.
+    pub fn admit_renewal(&self, client: &ClientId) -> Result<(), OverQuota> {
+        let used = &mut self.lock().clients;
+        let calls = &mut used.of(client).calls;
+        admit(calls, self.now(), limits::RENEWALS_PER_MINUTE, Quota::ClientRenewals)
+    }
+
+    /// Admits a login of an operator, and counts it.
+    pub fn admit_login(&self, operator: &OperatorName) -> Result<(), OverQuota> {
+        let used = &mut self.lock().operators;
+        let calls = &mut used.of(operator).calls;
+        admit(calls, self.now(), limits::LOGINS_PER_MINUTE, Quota::OperatorLogins)
+    }
+
     /// Counts bytes that came.
     pub fn note_bytes(&self, client: &ClientId, operator: Option<&OperatorName>, bytes: u64) {
         self.note_bytes_at(self.now(), client, operator, bytes);
@@ -280,6 +299,17 @@ impl Used {
     fn wait_for_bytes(&mut self, now: Duration, limit: Option<u64>) -> Option<Duration> {
         limit.and_then(|limit| self.window.until_below(now, limit, |used| used.received_bytes))
     }
+}
+
+fn admit(
+    calls: &mut Triggers,
+    now: Duration,
+    per_minute: u32,
+    which: Quota,
+) -> Result<(), OverQuota> {
+    over(which, calls.wait(now, per_minute))?;
+    calls.count(now, per_minute);
+    Ok(())
 }
 
 fn over(which: Quota, wait: Option<Duration>) -> Result<(), OverQuota> {

@@ -11,6 +11,8 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{
+    audit::{Action, Detail},
+    audited::Audited,
     authority::ClientCertificate,
     coordinator::Coordinator,
     error::Error,
@@ -37,22 +39,31 @@ use end::End;
 use offers::{Prepared, next_place};
 use quota::Quota;
 
+/// Who opened a stream.
+pub struct Dialled {
+    pub address: String,
+    pub certificate: Option<Arc<ClientCertificate>>,
+    pub audited: Audited,
+}
+
 /// Serves one `Connect` stream from its Hello to its end.
 pub async fn serve(
     coordinator: Arc<Coordinator>,
     mut inbound: Streaming<ClientMessage>,
     outbox: Outbox,
-    address: String,
-    certificate: Option<Arc<ClientCertificate>>,
+    Dialled { address, certificate, audited }: Dialled,
 ) {
     match open(&coordinator, &mut inbound, address, certificate.as_deref()).await {
         Ok(session) => {
             let span = crate::telemetry::session_span(&session.client, session.epoch);
-            let mut link = Link::new(coordinator, session, inbound, outbox);
+            let mut link = Link::new(coordinator, session, audited, inbound, outbox);
             link.expires_at = certificate.map(|certificate| when(certificate.expires));
             tracing::Instrument::instrument(link.run(), span).await;
         }
         Err(err) => {
+            if err.is_of_rights() {
+                audited.refuse(Action::SessionOpen, &[], &err);
+            }
             tracing::info!(reason = err.reason().as_str(), text = ?err.peer_text(), "refused a session");
             // A peer that has gone needs no answer.
             drop(outbox.send(Err(err.into_status())).await);
@@ -82,7 +93,7 @@ async fn open(
     }
     if certificate.is_some_and(|certificate| certificate.client != hello.client) {
         // Who a client is, its certificate says.
-        let text = "the Hello names another client than the certificate";
+        let text = format!("the Hello names another client than the certificate: {}", hello.client);
         return Err(Error::refused(Reason::WrongClient, text));
     }
     coordinator.check_standing(certificate).await?;
@@ -104,6 +115,7 @@ fn when(at: UnixMs) -> Instant {
 struct Link {
     coordinator: Arc<Coordinator>,
     session: Arc<Session>,
+    audited: Audited,
     inbound: Streaming<ClientMessage>,
     outbox: Outbox,
     /// When the queue is looked at without a ring, if that is known: at first, and when the next
@@ -125,6 +137,7 @@ impl Link {
     fn new(
         coordinator: Arc<Coordinator>,
         session: Arc<Session>,
+        audited: Audited,
         inbound: Streaming<ClientMessage>,
         outbox: Outbox,
     ) -> Self {
@@ -134,6 +147,7 @@ impl Link {
             _open: coordinator.metrics.session_opened(),
             coordinator,
             session,
+            audited,
             inbound,
             outbox,
             claim_at: Some(now),
@@ -150,6 +164,12 @@ impl Link {
             host = ?self.session.host_name, address = self.session.address,
             instance = self.session.instance.short(), "client connected"
         );
+        let about = [
+            Detail::Session(self.session.epoch),
+            Detail::Instance(self.session.instance),
+            Detail::Host(self.session.host_name.clone()),
+        ];
+        self.audited.session(Action::SessionOpen, &about);
         let end = match self.welcome() {
             Ok(()) => self.serve().await,
             Err(end) => end,
@@ -158,6 +178,8 @@ impl Link {
         self.next_place = None;
         self.farewell(&end);
         tracing::info!(why = %end, "client disconnected");
+        let about = [Detail::Session(self.session.epoch), Detail::Text(end.to_string())];
+        self.audited.session(Action::SessionEnd, &about);
         if let Err(err) = self.coordinator.close_session(&self.session).await {
             // The sweeper finds what it left OFFERED.
             err.log();
@@ -224,7 +246,7 @@ impl Link {
             }
             FromClient::Reply { attempt, verdict } => {
                 let done = self.coordinator.replied(&self.session, attempt, verdict).await;
-                note(done);
+                self.note(done);
                 Ok(())
             }
             FromClient::Report(report) => {
@@ -232,14 +254,25 @@ impl Link {
                 let done = self.coordinator.reported(&self.session, report).await;
                 if done.as_ref().is_err_and(is_passing) {
                     // Not acknowledged: the client sends it again in its next session.
-                    note(done);
+                    self.note(done);
                     return Ok(());
                 }
-                note(done);
+                self.note(done);
                 self.answer(FromServer::ReportAck(attempt)).await
             }
             FromClient::Goodbye { reason } => Err(End::Goodbye(reason)),
             FromClient::Unknown => Ok(()),
+        }
+    }
+
+    /// What a client says of transfers that it does not have is ignored: of another's it is a
+    /// refusal, and of the rest only our own trouble is worth a line.
+    fn note(&self, done: Result<(), Error>) {
+        if let Err(err) = done {
+            if err.is_of_rights() {
+                self.audited.refuse(Action::TransferReport, &[], &err);
+            }
+            err.log();
         }
     }
 
@@ -291,14 +324,6 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-/// What a client says of transfers that it does not have is ignored; only our own trouble is worth
-/// a line.
-fn note(done: Result<(), Error>) {
-    if let Err(err) = done {
-        err.log();
     }
 }
 

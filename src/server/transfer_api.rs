@@ -8,6 +8,8 @@ use tracing::Instrument as _;
 
 use super::{
     arrived::Arrived,
+    audit::{Action, Audit},
+    audited::Audited,
     authority::ClientCertificate,
     connection::Peer,
     coordinator::Coordinator,
@@ -29,11 +31,18 @@ use crate::wire::{
 #[derive(Clone)]
 pub struct TransferApi {
     coordinator: Arc<Coordinator>,
+    audit: Option<Audit>,
 }
 
 impl TransferApi {
-    pub fn new(coordinator: Arc<Coordinator>) -> Self {
-        Self { coordinator }
+    pub fn new(coordinator: Arc<Coordinator>, audit: Option<Audit>) -> Self {
+        Self { coordinator, audit }
+    }
+
+    fn audited<T>(&self, request: &Request<T>) -> Audited {
+        let caller = request.extensions().get::<Caller>().unwrap_or(&Caller::Anyone);
+        let from = request.extensions().get::<Peer>().map(|peer| peer.address.clone());
+        Audited::new(self.audit.clone(), caller, from.unwrap_or_default())
     }
 }
 
@@ -48,10 +57,12 @@ impl FileTransfer for TransferApi {
         let address = request.extensions().get::<Peer>();
         let address = address.map_or_else(String::new, |peer| peer.address.clone());
         let certificate = certificate(&request);
+        let audited = self.audited(&request);
         let (outbox, stream) = outbox::channel();
         let coordinator = Arc::clone(&self.coordinator);
         let inbound = request.into_inner();
-        let serve = session::serve(coordinator, inbound, outbox, address, certificate);
+        let caller = session::Dialled { address, certificate, audited };
+        let serve = session::serve(coordinator, inbound, outbox, caller);
         // It ends with its stream, and the shutdown waits for it.
         drop(self.coordinator.shutdown.spawn(serve));
         Ok(Response::new(stream))
@@ -67,7 +78,15 @@ impl FileTransfer for TransferApi {
         let arrived = request.extensions().get::<Arrived>().cloned();
         let arrived = arrived.ok_or_else(|| internal("the bytes are not counted"))?;
         let certificate = certificate(&request);
+        let audited = self.audited(&request);
         let receive = ingest::receive(coordinator, request.into_inner(), arrived, certificate);
+        let receive = async move {
+            receive.await.inspect_err(|err| {
+                if err.is_of_rights() {
+                    audited.refuse(Action::TransferUpload, &[], err);
+                }
+            })
+        };
         let receive = receive.instrument(span);
         let received = self.coordinator.shutdown.spawn(receive).await;
         let received = received.unwrap_or_else(|err| Err(Error::Internal(err.to_string())));

@@ -9,7 +9,10 @@ use fts::{
     status::{Reason, reason},
     transfer::State,
     wire::{
-        proto::{self, control_client::ControlClient, enrolment_client::EnrolmentClient},
+        proto::{
+            self, admin_client::AdminClient, control_client::ControlClient,
+            enrolment_client::EnrolmentClient,
+        },
         session::{FromClient, Upload},
     },
 };
@@ -251,6 +254,27 @@ async fn what_a_revoked_operator_has_open_ends() {
     assert_eq!(reason(&read), Some(Reason::Unauthenticated));
     assert!(content < data.len(), "{content} bytes came");
     assert_eq!((waited.status, waited.problem().as_str()), (401, "UNAUTHENTICATED"));
+    secured.server.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_revoked_administrator_reads_of_the_audit_ends() {
+    let secured = Secured::start().await;
+    let alice = secured.operator("alice", Role::Admin, Scope::default()).await;
+    // Longer than what can be under way to a slow reader.
+    let long = format!("{}\n", "x".repeat(limits::AUDIT_LINE_BYTES_MAX / 2)).repeat(72);
+    let name = "audit/audit-20200101T000000Z-0.jsonl";
+    std::fs::write(secured.server.dir().join(name), long).expect("written");
+    let mut admin = AdminClient::new(secured.channel(None).await);
+    let ask = proto::ReadAuditRequest::default();
+    let mut read = admin.read_audit(bearing(&alice, ask)).await.expect("read").into_inner();
+    read.message().await.expect("no error").expect("a line");
+
+    let name = "alice".parse().expect("a name");
+    secured.administration.revoke_operator(&name).await.expect("revoked");
+
+    let status = until_error(&mut read, Duration::from_millis(250)).await;
+    assert_eq!(reason(&status), Some(Reason::Unauthenticated));
     secured.server.stop().await;
 }
 

@@ -3,16 +3,19 @@
 
 use std::{
     collections::BTreeMap,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     time::{Duration, UNIX_EPOCH},
 };
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use crate::{
-    ids::{ClientId, OperatorName, TransferId, UnixMs, bounded},
+    ids::{ClientId, InstanceId, OperatorName, SessionEpoch, TransferId, UnixMs, bounded},
     limits,
-    server::access::{Pattern, Role, Scope},
+    server::{
+        access::{Pattern, Role, Scope},
+        audit::Series,
+    },
     status::Reason,
     token::TokenId,
 };
@@ -76,6 +79,13 @@ actions! {
     Login = "login";
     Refused = "refused";
     SessionOpen = "session.open";
+    SessionEnd = "session.end";
+    // A client speaks of a transfer on its session, or sends one.
+    TransferReport = "transfer.report";
+    TransferUpload = "transfer.upload";
+    // An operator looks at a transfer, or at a client.
+    TransferRead = "transfer.read";
+    ClientRead = "client.read";
     TransferTrigger = "transfer.trigger";
     TransferCancel = "transfer.cancel";
     TransferRetry = "transfer.retry";
@@ -98,6 +108,21 @@ actions! {
     AuditDrop = "audit.drop";
     // Refusals that came too fast to be written one by one.
     AuditLeftOut = "audit.left_out";
+}
+
+impl Action {
+    /// Whether it takes rights away, so that it goes ahead also when it cannot be put on record. To
+    /// rotate ends the token that there was.
+    pub fn takes_away(self) -> bool {
+        matches!(
+            self,
+            Self::TokenRevoke
+                | Self::ClientRevoke
+                | Self::ClientDelete
+                | Self::OperatorRotate
+                | Self::OperatorRevoke
+        )
+    }
 }
 
 /// What came of it.
@@ -137,10 +162,20 @@ pub enum Detail {
     Operator(OperatorName),
     Role(Role),
     Scope(Scope),
-    /// The client ids that a token is good for.
-    Pattern(Pattern),
+    /// Join tokens that were made together.
+    Tokens(Vec<TokenId>),
+    /// The client ids that tokens are good for.
+    Patterns(Vec<Pattern>),
     Uses(u32),
+    /// A join token takes the place of a client that joined before.
+    Replaces(bool),
+    /// Who joins waits until an administrator has approved.
+    Approval(bool),
+    Ttl(Duration),
     Expires(UnixMs),
+    /// An instance of a client: as much of its id as tells it from others.
+    Instance(InstanceId),
+    Session(SessionEpoch),
     Bytes(u64),
     Offset(u64),
     /// The method of a request, as gRPC or HTTP names it.
@@ -163,8 +198,14 @@ impl Detail {
             Self::Operator(_) => "operator",
             Self::Role(_) => "role",
             Self::Scope(_) => "scope",
-            Self::Pattern(_) => "pattern",
+            Self::Tokens(_) => "tokens",
+            Self::Patterns(_) => "patterns",
             Self::Uses(_) => "uses",
+            Self::Replaces(_) => "replaces",
+            Self::Approval(_) => "approval",
+            Self::Ttl(_) => "ttl_seconds",
+            Self::Instance(_) => "instance",
+            Self::Session(_) => "session",
             Self::Expires(_) => "expires",
             Self::Bytes(_) => "bytes",
             Self::Offset(_) => "offset",
@@ -196,8 +237,17 @@ impl Serialize for Detail {
             Self::Token(token) => serializer.serialize_str(token.as_str()),
             Self::Operator(name) => serializer.serialize_str(name.as_str()),
             Self::Role(role) => serializer.serialize_str(role.as_str()),
-            Self::Pattern(pattern) => serializer.serialize_str(pattern.as_str()),
+            Self::Tokens(tokens) => {
+                listed(tokens.iter().map(TokenId::as_str)).serialize(serializer)
+            }
+            Self::Patterns(patterns) => {
+                listed(patterns.iter().map(Pattern::as_str)).serialize(serializer)
+            }
             Self::Uses(uses) => serializer.serialize_u32(*uses),
+            Self::Replaces(is) | Self::Approval(is) => serializer.serialize_bool(*is),
+            Self::Ttl(ttl) => serializer.serialize_u64(ttl.as_secs()),
+            Self::Instance(instance) => serializer.serialize_str(&instance.short()),
+            Self::Session(epoch) => serializer.serialize_u64(epoch.0),
             Self::Expires(at) => serializer.serialize_str(&time(*at)),
             Self::Bytes(number) | Self::Offset(number) => serializer.serialize_u64(*number),
             Self::LeftOut(counts) => serializer
@@ -279,9 +329,10 @@ impl Entry {
     }
 
     /// Writes its line, with the end.
-    pub(super) fn write_line(&self, seq: u64, to: &mut String) {
+    pub(super) fn write_line(&self, series: Series, seq: u64, to: &mut String) {
         let line = Line {
             seq,
+            log: Some(series.name()).filter(|_| series != Series::Actions),
             time: time(self.at),
             actor: self.actor.kind(),
             name: self.actor.name(),
@@ -296,10 +347,28 @@ impl Entry {
     }
 }
 
+/// What a log says of it.
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (who, name) = (self.actor.kind(), self.actor.name().unwrap_or_default());
+        let (action, outcome) = (self.action.as_str(), self.outcome.as_str());
+        let target = serde_json::to_string(&Target(&self.target)).map_err(|_| fmt::Error)?;
+        let mut line = String::new();
+        write_printable(
+            &format!("{who} {name} from {:?}: {action} {outcome} {target}", self.from),
+            &mut line,
+        );
+        f.write_str(&line)
+    }
+}
+
 /// An entry as it is written. [`super::read`] finds these two again: `seq`, `time`.
 #[derive(Serialize)]
 struct Line<'a> {
     seq: u64,
+    /// The series, if it is not that of actions: each has numbers of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    log: Option<&'static str>,
     time: String,
     actor: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -370,7 +439,7 @@ mod tests {
 
     fn line(entry: &Entry) -> String {
         let mut line = String::new();
-        entry.write_line(7, &mut line);
+        entry.write_line(Series::Actions, 7, &mut line);
         line
     }
 
@@ -406,8 +475,14 @@ mod tests {
             Detail::Operator("o".parse().expect("a name")),
             Detail::Role(Role::Viewer),
             Detail::Scope(scope),
-            Detail::Pattern("x-*".parse().expect("a pattern")),
+            Detail::Tokens(vec!["1".repeat(16).parse().expect("an id")]),
+            Detail::Patterns(vec!["x-*".parse().expect("a pattern")]),
             Detail::Uses(3),
+            Detail::Replaces(true),
+            Detail::Approval(false),
+            Detail::Ttl(Duration::from_secs(90)),
+            Detail::Instance(InstanceId::generate()),
+            Detail::Session(SessionEpoch(2)),
             Detail::Expires(UnixMs(0)),
             Detail::Bytes(u64::MAX),
             Detail::Offset(5),
@@ -426,6 +501,8 @@ mod tests {
         let target = line["target"].as_object().expect("an object");
         assert_eq!(target.len(), count);
         assert_eq!(target["scope"], json!({"clients": ["a-*"], "paths": ["/x"]}));
+        assert_eq!(target["patterns"], json!(["x-*"]));
+        assert_eq!(target["ttl_seconds"], json!(90));
         assert_eq!(target["left_out"], json!({"refused": 9}));
         assert_eq!(target["bytes"], json!(u64::MAX));
         assert_eq!(target["expires"], json!("1970-01-01T00:00:00.000Z"));

@@ -8,13 +8,14 @@ use std::{
         fd::OwnedFd,
         unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use rustix::fs::{Mode, OFlags, openat};
 
 use super::{
-    AuditError, CURRENT, closed_name,
+    AuditError, Series,
     entry::{Action, Detail, Entry},
     read::{Head, RawLines, closed_files, file_id, found},
 };
@@ -28,8 +29,9 @@ pub(super) struct Bounds {
 }
 
 pub(super) struct Log {
-    disk: Box<dyn Disk>,
+    disk: Arc<dyn Disk>,
     path: PathBuf,
+    series: Series,
     bounds: Bounds,
     /// Of the last line on stable storage.
     seq: u64,
@@ -59,16 +61,21 @@ struct Known {
 impl Log {
     /// Opens the files, and makes the first one if there is none.
     pub(super) fn open(
-        path: PathBuf,
-        disk: Box<dyn Disk>,
+        path: &Path,
+        disk: Arc<dyn Disk>,
+        series: Series,
         bounds: Bounds,
     ) -> Result<Self, AuditError> {
-        let (current, known, notices) = (None, None, Vec::new());
-        let mut log = Self { disk, path, bounds, seq: 0, current, known, notices };
+        let (path, current, known, notices) = (path.to_owned(), None, None, Vec::new());
+        let mut log = Self { disk, path, series, bounds, seq: 0, current, known, notices };
         log.seq = log.last_closed_seq().map_err(|source| log.failed("read", source))?;
         let current = log.open_current().map_err(|source| log.failed("open", source))?;
         log.current = Some(current);
         Ok(log)
+    }
+
+    pub(super) fn series(&self) -> Series {
+        self.series
     }
 
     /// Returns the number of the last line that is on stable storage.
@@ -88,13 +95,13 @@ impl Log {
             _ => self.open_current()?,
         };
         let mut lines = String::new();
-        let mut seq = write_lines(entries, self.seq, &mut lines);
+        let mut seq = self.write_lines(entries, self.seq, &mut lines);
         if current.known.len > 0 && current.known.len + lines.len() as u64 > self.bounds.file_bytes
         {
             self.close_file(&current)?;
             current = self.open_current()?;
         }
-        seq = write_lines(&self.notices, seq, &mut lines);
+        seq = self.write_lines(&self.notices, seq, &mut lines);
         let Known { len, first, .. } = &mut current.known;
         self.disk.write_at(&current.file, lines.as_bytes(), *len)?;
         self.disk.sync_data(&current.file)?;
@@ -112,19 +119,19 @@ impl Log {
     /// Whether the file still has its name: somebody may have moved or removed it, and then lines
     /// in it are lost.
     fn is_in_place(&self, current: &Current) -> io::Result<bool> {
-        let there = found(self.path.join(CURRENT).symlink_metadata())?;
+        let there = found(self.path.join(self.series.current()).symlink_metadata())?;
         Ok(there.is_some_and(|metadata| file_id(&metadata) == current.known.id))
     }
 
     /// Opens the current file anew, and cuts what is not known to be whole and on stable storage.
     fn open_current(&mut self) -> io::Result<Current> {
-        let dir = self.open_dir()?;
+        let (dir, name) = (self.open_dir()?, self.series.current());
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let opened = openat(&dir, CURRENT, flags, Mode::empty()).map_err(io::Error::from);
+        let opened = openat(&dir, &name, flags, Mode::empty()).map_err(io::Error::from);
         let file = if let Some(file) = found(opened)? {
             file.into()
         } else {
-            let file = self.disk.create_new(&dir, CURRENT)?;
+            let file = self.disk.create_new(&dir, &name)?;
             self.remove_oldest(&dir)?;
             file
         };
@@ -173,7 +180,7 @@ impl Log {
 
     /// Returns the number of the last line of the last closed file.
     fn last_closed_seq(&self) -> io::Result<u64> {
-        let closed = closed_files(&self.path)?;
+        let closed = closed_files(&self.path, self.series)?;
         let Some((first, name)) = closed.last() else { return Ok(0) };
         let mut lines = RawLines::new(File::open(self.path.join(name))?);
         let mut last = *first;
@@ -185,13 +192,13 @@ impl Log {
 
     fn close_file(&self, current: &Current) -> io::Result<()> {
         let unknown = || Head { seq: self.seq, at: UnixMs::now() };
-        let name = closed_name(current.known.first.unwrap_or_else(unknown));
-        self.disk.rename((&current.dir, CURRENT), (&current.dir, &name))
+        let name = self.series.closed(current.known.first.unwrap_or_else(unknown));
+        self.disk.rename((&current.dir, &self.series.current()), (&current.dir, &name))
     }
 
     /// Removes what is too much; what cannot be removed is tried again when the next file is made.
     fn remove_oldest(&mut self, dir: &OwnedFd) -> io::Result<()> {
-        let closed = closed_files(&self.path)?;
+        let closed = closed_files(&self.path, self.series)?;
         let too_many = closed.len().saturating_sub(self.bounds.files_max);
         for (_, name) in closed.into_iter().take(too_many) {
             match self.disk.remove(dir, &name) {
@@ -205,15 +212,15 @@ impl Log {
     }
 
     fn failed(&self, action: &'static str, source: io::Error) -> AuditError {
-        AuditError::io(action, &self.path.join(CURRENT), source)
+        AuditError::io(action, &self.path.join(self.series.current()), source)
     }
-}
 
-/// Returns the number of the last one.
-fn write_lines(entries: &[Entry], mut seq: u64, to: &mut String) -> u64 {
-    for entry in entries {
-        seq += 1;
-        entry.write_line(seq, to);
+    /// Returns the number of the last one.
+    fn write_lines(&self, entries: &[Entry], mut seq: u64, to: &mut String) -> u64 {
+        for entry in entries {
+            seq += 1;
+            entry.write_line(self.series, seq, to);
+        }
+        seq
     }
-    seq
 }

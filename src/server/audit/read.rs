@@ -12,18 +12,49 @@ use std::{
 
 use serde::Deserialize;
 
-use super::{AuditError, CURRENT, DIRECTORY, closed_seq, entry};
+use super::{AuditError, DIRECTORY, Series, entry};
 use crate::{ids::UnixMs, limits};
 
 /// Reads the audit of a data directory, whether a server runs on it or not: what was done since,
 /// oldest first.
 pub fn read_dir(data_dir: &Path, since: Option<UnixMs>) -> Result<Lines, AuditError> {
-    Lines::open(&data_dir.join(DIRECTORY), since, u64::MAX)
+    Lines::open(&data_dir.join(DIRECTORY), since, [u64::MAX; Series::ALL.len()])
 }
 
-/// The lines, without their ends. It blocks.
+/// The lines of all series by time, without their ends. It blocks.
 #[derive(Debug)]
 pub struct Lines {
+    /// Each with its next line, if that was looked at.
+    series: Vec<(SeriesLines, Option<(UnixMs, String)>)>,
+}
+
+impl Lines {
+    pub(super) fn open(
+        path: &Path,
+        since: Option<UnixMs>,
+        last_seqs: [u64; Series::ALL.len()],
+    ) -> Result<Self, AuditError> {
+        let all = Series::ALL.into_iter().zip(last_seqs);
+        let open = |(series, last)| Ok((SeriesLines::open(path, series, since, last)?, None));
+        Ok(Self { series: all.map(open).collect::<Result<_, AuditError>>()? })
+    }
+
+    fn next_line(&mut self) -> Result<Option<String>, AuditError> {
+        for (lines, next) in &mut self.series {
+            if next.is_none() {
+                *next = lines.next_line()?;
+            }
+        }
+        let at = |next: &Option<(UnixMs, String)>| next.as_ref().map(|(at, _)| *at);
+        let first = self.series.iter_mut().filter(|(_, next)| next.is_some());
+        let first = first.min_by_key(|(_, next)| at(next));
+        Ok(first.and_then(|(_, next)| next.take()).map(|(_, line)| line))
+    }
+}
+
+/// The lines of a series.
+#[derive(Debug)]
+struct SeriesLines {
     closed: VecDeque<PathBuf>,
     current: Option<File>,
     reading: Option<RawLines>,
@@ -32,23 +63,25 @@ pub struct Lines {
     last_seq: u64,
     /// What is no line of ours goes with the line before it.
     is_since: bool,
+    at: UnixMs,
 }
 
-impl Lines {
-    pub(super) fn open(
+impl SeriesLines {
+    fn open(
         path: &Path,
+        series: Series,
         since: Option<UnixMs>,
         last_seq: u64,
     ) -> Result<Self, AuditError> {
         let failed = |source| AuditError::io("list", path, source);
         // First, so that what is closed meanwhile is not missed; it may then be in the list too.
-        let current = found(File::open(path.join(CURRENT))).map_err(failed)?;
+        let current = found(File::open(path.join(series.current()))).map_err(failed)?;
         let current_id = match &current {
             Some(file) => Some(file_id(&file.metadata().map_err(failed)?)),
             None => None,
         };
         let mut closed = VecDeque::new();
-        for (_, name) in closed_files(path).map_err(failed)? {
+        for (_, name) in closed_files(path, series).map_err(failed)? {
             let name = path.join(name);
             // Removed since: the oldest are.
             let Some(metadata) = found(fs::metadata(&name)).map_err(failed)? else { continue };
@@ -59,11 +92,12 @@ impl Lines {
                 closed.push_back(name);
             }
         }
-        let is_since = since.is_none();
-        Ok(Self { closed, current, reading: None, since, last_seq, is_since })
+        let (is_since, at) = (since.is_none(), UnixMs(0));
+        Ok(Self { closed, current, reading: None, since, last_seq, is_since, at })
     }
 
-    fn next_line(&mut self) -> Result<Option<String>, AuditError> {
+    /// Returns a line, and its time.
+    fn next_line(&mut self) -> Result<Option<(UnixMs, String)>, AuditError> {
         loop {
             let Some(reading) = &mut self.reading else {
                 if !self.open_next()? {
@@ -79,14 +113,17 @@ impl Lines {
             let head = Head::parse(bytes);
             if let Some(head) = &head {
                 if head.seq > self.last_seq {
+                    self.closed.clear();
+                    (self.current, self.reading) = (None, None);
                     return Ok(None);
                 }
+                self.at = head.at;
                 self.is_since = self.since.is_none_or(|since| head.at >= since);
             }
             if self.is_since {
                 let text = String::from_utf8_lossy(bytes);
                 let line = if head.is_some() { text.into_owned() } else { malformed(&text) };
-                return Ok(Some(line));
+                return Ok(Some((self.at, line)));
             }
         }
     }
@@ -112,8 +149,7 @@ impl Iterator for Lines {
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.next_line().transpose();
         if !matches!(next, Some(Ok(_))) {
-            self.closed.clear();
-            (self.current, self.reading) = (None, None);
+            self.series.clear();
         }
         next
     }
@@ -178,12 +214,12 @@ fn malformed(text: &str) -> String {
 }
 
 /// Returns the closed files, by age.
-pub(super) fn closed_files(path: &Path) -> io::Result<Vec<(u64, String)>> {
+pub(super) fn closed_files(path: &Path, series: Series) -> io::Result<Vec<(u64, String)>> {
     let mut closed = Vec::new();
     for entry in found(fs::read_dir(path))?.into_iter().flatten() {
         // A name that is not text is none of ours.
         if let Ok(name) = entry?.file_name().into_string()
-            && let Some(seq) = closed_seq(&name)
+            && let Some(seq) = series.closed_seq(&name)
         {
             closed.push((seq, name));
         }
@@ -241,7 +277,7 @@ mod tests {
         let dir = data_dir(&[
             ("audit-20260102T000000Z-1.jsonl", &format!("{a}\n")),
             ("audit-20260101T000000Z-9.jsonl", &format!("{b}\n")),
-            (CURRENT, &torn),
+            ("audit.jsonl", &torn),
             ("audit-x.jsonl", "not ours\n"),
         ]);
 
@@ -259,7 +295,7 @@ mod tests {
         let lines = [line(1, OLD), line(2, OLD + 5000), line(3, OLD + 4999), line(4, OLD + 6000)];
         let dir = data_dir(&[
             ("audit-20010909T014640Z-1.jsonl", &format!("{}\n{}\n", lines[0], lines[1])),
-            (CURRENT, &format!("{}\n{}\n", lines[2], lines[3])),
+            ("audit.jsonl", &format!("{}\n{}\n", lines[2], lines[3])),
         ]);
 
         assert_eq!(read(&dir, Some(OLD + 5000)), [lines[1].clone(), lines[3].clone()]);
@@ -287,7 +323,7 @@ mod tests {
         let good = [line(1, OLD), line(2, OLD + 1)];
         let huge = "x".repeat(limits::AUDIT_LINE_BYTES_MAX + 5);
         let bad = format!("{}\n\0\u{1b}[31m\u{202e}\n{huge}\n{}\n", good[0], good[1]);
-        let dir = data_dir(&[(CURRENT, &bad)]);
+        let dir = data_dir(&[("audit.jsonl", &bad)]);
 
         let lines = read(&dir, None);
 
@@ -308,21 +344,21 @@ mod tests {
         let [a, b, c] = [1, 2, 3].map(|seq| line(seq, OLD));
         let dir = data_dir(&[
             ("audit-20010909T014640Z-1.jsonl", &format!("{a}\n")),
-            (CURRENT, &format!("{b}\n")),
+            ("audit.jsonl", &format!("{b}\n")),
         ]);
         let audit = dir.path().join(DIRECTORY);
         let mut lines = read_dir(dir.path(), None).expect("opened");
 
-        fs::rename(audit.join(CURRENT), audit.join("audit-20010909T014640Z-2.jsonl"))
+        fs::rename(audit.join("audit.jsonl"), audit.join("audit-20010909T014640Z-2.jsonl"))
             .expect("closed");
-        fs::write(audit.join(CURRENT), format!("{c}\n")).expect("begun");
+        fs::write(audit.join("audit.jsonl"), format!("{c}\n")).expect("begun");
         fs::remove_file(audit.join("audit-20010909T014640Z-1.jsonl")).expect("removed");
 
         assert_eq!(lines.next().expect("one").expect("read"), b);
         assert!(lines.next().is_none());
         assert_eq!(read(&dir, None), [b, c]);
         // Between the two looks of an opening it is in both.
-        fs::hard_link(audit.join(CURRENT), audit.join("audit-20010909T014640Z-3.jsonl"))
+        fs::hard_link(audit.join("audit.jsonl"), audit.join("audit-20010909T014640Z-3.jsonl"))
             .expect("linked");
         assert_eq!(read(&dir, None).len(), 2);
     }

@@ -6,7 +6,7 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::fs::PermissionsExt as _},
     pin::pin,
-    sync::mpsc as sync_mpsc,
+    sync::{Mutex, MutexGuard, mpsc as sync_mpsc},
 };
 
 use futures_util::future::join_all;
@@ -148,13 +148,28 @@ impl Test {
 
     fn with_small_files(file_bytes: u64, files_max: usize) -> Self {
         let mut test = Self::new();
-        test.settings.bounds = Bounds { file_bytes, files_max };
+        test.settings.actions = Bounds { file_bytes, files_max };
         test
     }
 
     fn open(&self) -> Audit {
-        let disk = Box::new(self.disk.clone());
-        Audit::open_on(self.dir.path(), disk, self.settings).expect("opened")
+        self.try_open().expect("opened")
+    }
+
+    fn try_open(&self) -> Result<Audit, AuditError> {
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        Audit::open_on(self.dir.path(), &disk, self.settings)
+    }
+
+    /// Opens it, with one line on its way that waits for its sync.
+    async fn open_held(&self) -> Held {
+        let audit = self.open();
+        let (is_here, go) = self.disk.hold();
+        let first = audit.clone();
+        let mut first: Waiting = Box::pin(async move { first.write(vec![entry(0)]).await });
+        begin(&mut first.as_mut()).await;
+        is_here.recv_timeout(PATIENCE).expect("it syncs");
+        Held { audit, first, go }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -166,14 +181,42 @@ impl Test {
         lines.map(|line| serde_json::from_str(&line.expect("read")).expect("JSON")).collect()
     }
 
+    /// The lines of a series; that of actions has no name.
+    fn lines_of(&self, log: Option<&str>) -> Vec<Value> {
+        self.lines().into_iter().filter(|line| line["log"].as_str() == log).collect()
+    }
+
     /// The marks of the entries, in the order of the lines, which are numbered without a gap.
     fn marks(&self) -> Vec<u64> {
-        let lines = self.lines();
+        let lines = self.lines_of(None);
         for pair in lines.windows(2) {
             assert_eq!(pair[0]["seq"].as_u64().map(|seq| seq + 1), pair[1]["seq"].as_u64());
         }
         lines.iter().filter_map(|line| line["target"]["bytes"].as_u64()).collect()
     }
+}
+
+type Waiting = std::pin::Pin<Box<dyn Future<Output = Result<(), AuditError>>>>;
+
+struct Held {
+    audit: Audit,
+    first: Waiting,
+    /// Lets it go on.
+    go: sync_mpsc::Sender<()>,
+}
+
+impl Held {
+    fn go(&self) {
+        self.go.send(()).expect("it waits");
+    }
+}
+
+fn refused(action: Action) -> Entry {
+    Entry::new(Actor::Unknown, "192.0.2.1:1", action, Outcome::Not("UNAUTHENTICATED"))
+}
+
+fn revoked() -> Entry {
+    Entry::new(Actor::Local, "", Action::ClientRevoke, Outcome::Asked)
 }
 
 fn entry(mark: u64) -> Entry {
@@ -190,7 +233,7 @@ fn broken() -> io::Error {
 }
 
 /// Polls once; it must not be ready.
-async fn begin<F: Future>(future: &mut std::pin::Pin<&mut F>) {
+async fn begin<F: Future + ?Sized>(future: &mut std::pin::Pin<&mut F>) {
     std::future::poll_fn(|cx| {
         assert!(future.as_mut().poll(cx).is_pending(), "it waits");
         std::task::Poll::Ready(())
@@ -213,24 +256,22 @@ async fn an_answer_comes_after_the_sync() {
     write.await.expect("written");
 
     assert_eq!(audit.read(None).collect::<Vec<_>>().await.len(), 1);
-    let expected = ["sync directory", "create", "sync directory", "write", "sync"];
-    assert_eq!(test.disk.plan().calls, expected);
+    let calls = &test.disk.plan().calls;
+    assert_eq!(calls[..3], ["sync directory", "create", "sync directory"]);
+    assert!(calls.ends_with(&["write", "sync"]), "{calls:?}");
 }
 
 #[tokio::test]
 async fn callers_who_wait_share_a_sync() {
     let test = Test::new();
-    let audit = test.open();
-    let (is_here, go) = test.disk.hold();
-    let mut first = pin!(audit.write(vec![entry(0)]));
-    begin(&mut first).await;
-    is_here.recv_timeout(PATIENCE).expect("it syncs");
+    let held = test.open_held().await;
 
-    let mut others = pin!(join_all((1..=50).map(|mark| audit.write(vec![entry(mark)]))));
+    let others = (1..=50).map(|mark| held.audit.write(vec![entry(mark)]));
+    let mut others = pin!(join_all(others));
     begin(&mut others).await;
-    go.send(()).expect("it waits");
+    held.go();
 
-    first.await.expect("written");
+    held.first.await.expect("written");
     assert!(others.await.iter().all(Result::is_ok));
     assert_eq!(test.disk.count("sync"), 2);
     assert_eq!(test.marks(), (0..=50).collect::<Vec<_>>());
@@ -241,18 +282,14 @@ async fn everybody_who_waits_gets_the_error_and_later_calls_work() {
     // The write fails, and the sync behind it.
     for (calls, fault) in [(1, full as Fault), (2, broken)] {
         let test = Test::new();
-        let audit = test.open();
-        audit.write(vec![entry(0)]).await.expect("written");
-        let (is_here, go) = test.disk.hold();
-        let mut first = pin!(audit.write(vec![entry(1)]));
-        begin(&mut first).await;
-        is_here.recv_timeout(PATIENCE).expect("it syncs");
+        let held = test.open_held().await;
+        let audit = &held.audit;
         test.disk.fail_in(calls, fault);
         let mut others = pin!(join_all((2..12).map(|mark| audit.write(vec![entry(mark)]))));
         begin(&mut others).await;
-        go.send(()).expect("it waits");
+        held.go();
 
-        first.await.expect("written");
+        held.first.await.expect("written");
         let others = others.await;
 
         assert_eq!(others.len(), 10);
@@ -261,9 +298,9 @@ async fn everybody_who_waits_gets_the_error_and_later_calls_work() {
             assert_eq!(source.kind(), fault().kind());
         }
         let read: Vec<_> = audit.read(None).collect().await;
-        assert_eq!(read.len(), 2, "nothing is read that failed");
+        assert_eq!(read.len(), 1, "nothing is read that failed");
         audit.write(vec![entry(20)]).await.expect("it works again");
-        assert_eq!(test.marks(), [0, 1, 20]);
+        assert_eq!(test.marks(), [0, 20]);
         assert!(!test.disk.plan().has_tried_again, "a failed sync is tried on another descriptor");
     }
 }
@@ -278,7 +315,10 @@ async fn whichever_call_fails_what_was_answered_is_there_once() {
             let mut answered = Vec::new();
             let mut failed = 0;
 
-            let audit = test.open_again(&mut failed);
+            let audit = test.try_open().unwrap_or_else(|_| {
+                failed += 1;
+                test.open()
+            });
             for mark in 0.. {
                 if mark >= 20 && answered.last() == Some(&(mark - 1)) {
                     break;
@@ -301,17 +341,6 @@ async fn whichever_call_fails_what_was_answered_is_there_once() {
                 break;
             }
         }
-    }
-}
-
-impl Test {
-    /// Opens it, and once more if that failed.
-    fn open_again(&self, failed: &mut usize) -> Audit {
-        let disk = Box::new(self.disk.clone());
-        Audit::open_on(self.dir.path(), disk, self.settings).unwrap_or_else(|_| {
-            *failed += 1;
-            self.open()
-        })
     }
 }
 
@@ -348,7 +377,8 @@ async fn a_closed_file_is_named_by_its_first_line() {
         audit.write(vec![at(ms)]).await.expect("written");
     }
 
-    for name in ["audit-20261122T101112Z-1.jsonl", "audit-20261122T101120Z-2.jsonl", CURRENT] {
+    for name in ["audit-20261122T101112Z-1.jsonl", "audit-20261122T101120Z-2.jsonl", "audit.jsonl"]
+    {
         assert!(test.path(name).exists(), "{name}");
     }
 }
@@ -361,7 +391,7 @@ async fn numbers_go_on_when_the_current_file_is_gone() {
         audit.write(vec![entry(mark)]).await.expect("written");
     }
     audit.close().await;
-    fs::remove_file(test.path(CURRENT)).expect("removed");
+    fs::remove_file(test.path("audit.jsonl")).expect("removed");
 
     test.open().write(vec![entry(3)]).await.expect("written");
 
@@ -391,11 +421,11 @@ async fn a_torn_last_line_is_cut_off_when_it_is_opened() {
     let audit = test.open();
     audit.write(vec![entry(1), entry(2)]).await.expect("written");
     audit.close().await;
-    let whole = fs::read(test.path(CURRENT)).expect("read");
+    let whole = fs::read(test.path("audit.jsonl")).expect("read");
     let second = whole.iter().position(|b| *b == b'\n').expect("two lines") + 1;
 
     for len in second..whole.len() {
-        fs::write(test.path(CURRENT), &whole[..len]).expect("torn");
+        fs::write(test.path("audit.jsonl"), &whole[..len]).expect("torn");
         let audit = test.open();
         audit.write(vec![entry(3)]).await.expect("written");
         audit.close().await;
@@ -408,7 +438,7 @@ async fn a_file_that_was_moved_away_is_begun_anew() {
     let test = Test::new();
     let audit = test.open();
     audit.write(vec![entry(1)]).await.expect("written");
-    fs::rename(test.path(CURRENT), test.path("elsewhere")).expect("moved");
+    fs::rename(test.path("audit.jsonl"), test.path("elsewhere")).expect("moved");
     audit.write(vec![entry(2)]).await.expect("written");
     assert_eq!(test.marks(), [2]);
     assert_eq!(test.lines()[0]["seq"], 2);
@@ -446,40 +476,35 @@ async fn a_hundred_writers_at_once_lose_nothing() {
 #[tokio::test]
 async fn entries_of_a_caller_who_went_away_are_written() {
     let test = Test::new();
-    let audit = test.open();
-    let (is_here, go) = test.disk.hold();
+    let Held { audit, first, go } = test.open_held().await;
     {
-        let mut first = pin!(audit.write(vec![entry(1)]));
-        begin(&mut first).await;
-        is_here.recv_timeout(PATIENCE).expect("it syncs");
-        let mut second = pin!(audit.write(vec![entry(2)]));
+        let mut second = pin!(audit.write(vec![entry(1)]));
         begin(&mut second).await;
     }
+    drop(first);
     go.send(()).expect("it waits");
 
-    audit.write(vec![entry(3)]).await.expect("written");
-    assert_eq!(test.marks(), [1, 2, 3]);
+    audit.write(vec![entry(2)]).await.expect("written");
+    assert_eq!(test.marks(), [0, 1, 2]);
 }
 
 #[tokio::test]
 async fn a_closed_audit_has_written_what_it_took_and_takes_nothing_more() {
     let test = Test::new();
-    let audit = test.open();
-    let (is_here, go) = test.disk.hold();
-    let mut first = pin!(audit.write(vec![entry(1)]));
-    begin(&mut first).await;
-    is_here.recv_timeout(PATIENCE).expect("it syncs");
-    let mut second = pin!(audit.write(vec![entry(2)]));
+    let held = test.open_held().await;
+    let audit = &held.audit;
+    let mut second = pin!(audit.write(vec![entry(1)]));
     begin(&mut second).await;
     let mut close = pin!(audit.close());
     begin(&mut close).await;
 
-    assert!(matches!(audit.write(vec![entry(3)]).await, Err(AuditError::Closed)));
-    go.send(()).expect("it waits");
+    assert!(matches!(audit.write(vec![entry(2)]).await, Err(AuditError::Closed)));
+    assert!(matches!(audit.write_or_keep(revoked()).await, Err(AuditError::Closed)));
+    held.go();
     close.await;
 
-    assert_eq!(test.marks(), [1, 2]);
-    first.await.expect("written");
+    assert_eq!(test.marks(), [0, 1]);
+    held.first.await.expect("written");
     second.await.expect("written");
     audit.close().await;
 }
@@ -513,28 +538,25 @@ async fn without_its_owners_it_ends() {
 #[tokio::test(start_paused = true)]
 async fn a_disk_that_hangs_holds_up_its_callers_and_nobody_else() {
     let test = Test::new();
-    let audit = test.open();
-    let (is_here, go) = test.disk.hold();
-    let mut first = pin!(audit.write(vec![entry(1)]));
-    begin(&mut first).await;
-    is_here.recv_timeout(PATIENCE).expect("it syncs");
+    let held = test.open_held().await;
+    let audit = &held.audit;
     let began = tokio::time::Instant::now();
 
     let many = (0..limits::AUDIT_QUEUE_MAX as u64 + 5).map(|mark| audit.write(vec![entry(mark)]));
     let answers = join_all(many).await;
     for _ in 0..=limits::AUDIT_REFUSALS_PER_MINUTE {
-        audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
+        audit.refused(refused(Action::Refused));
     }
 
     assert!(answers.iter().all(|answer| matches!(answer, Err(AuditError::Slow))));
     assert_eq!(began.elapsed(), limits::AUDIT_WAIT);
-    go.send(()).expect("it waits");
+    held.go();
     audit.close().await;
     let lines = test.lines();
     let queued = limits::AUDIT_QUEUE_MAX;
     assert_eq!(test.marks().len(), queued, "no more than the queue holds has waited");
     assert_eq!(lines.len(), queued + limits::AUDIT_REFUSALS_PER_MINUTE + 1);
-    assert!(matches!(first.await, Ok(()) | Err(AuditError::Slow)));
+    assert!(matches!(held.first.await, Ok(()) | Err(AuditError::Slow)));
 }
 
 fn left_out(lines: &[Value]) -> Vec<Value> {
@@ -549,15 +571,17 @@ async fn refusals_have_so_many_lines_and_the_rest_is_told() {
     let audit = test.open();
 
     for _ in 0..100 {
-        audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
+        audit.refused(refused(Action::Refused));
     }
-    audit.refused(Entry::new(Actor::Unknown, "x", Action::Login, Outcome::Asked));
+    audit.refused(refused(Action::Login));
+    // The second comes after all that came before the first.
     audit.write(vec![entry(1)]).await.expect("written");
-    assert_eq!(test.lines().len(), 6, "before the minute is over");
+    audit.write(vec![entry(2)]).await.expect("written");
+    assert_eq!(test.lines_of(Some("refused")).len(), 5, "before the minute is over");
     audit.close().await;
 
-    let lines = test.lines();
-    assert_eq!(lines.len(), 7);
+    let lines = test.lines_of(Some("refused"));
+    assert_eq!(lines.len(), 6);
     assert_eq!(left_out(&lines), [serde_json::json!({"refused": 95, "login": 1})]);
 }
 
@@ -567,7 +591,7 @@ async fn refusals_that_cannot_be_written_are_told_later() {
     let audit = test.open();
     let (is_here, go) = test.disk.hold();
     test.disk.fail_in(1, broken);
-    audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
+    audit.refused(refused(Action::Refused));
     is_here.recv_timeout(PATIENCE).expect("it syncs");
     go.send(()).expect("it waits");
 
@@ -587,7 +611,7 @@ async fn what_was_left_out_is_told_when_its_minute_is_over() {
     let (mut is_here, mut go) = test.disk.hold();
 
     for _ in 0..100 {
-        audit.refused(Entry::new(Actor::Unknown, "x", Action::Refused, Outcome::Asked));
+        audit.refused(refused(Action::Refused));
     }
 
     // Nobody writes anything else.
@@ -599,4 +623,105 @@ async fn what_was_left_out_is_told_when_its_minute_is_over() {
     }
     assert!(go.send(()).is_ok());
     audit.close().await;
+}
+
+#[tokio::test]
+async fn refusals_and_sessions_push_out_nothing_that_was_done() {
+    let mut test = Test::new();
+    let small = Bounds { file_bytes: 400, files_max: 1 };
+    (test.settings.refused, test.settings.sessions) = (small, small);
+    let audit = test.open();
+    audit.write(vec![entry(1)]).await.expect("written");
+
+    for mark in 2..20 {
+        audit.refused(refused(Action::Refused));
+        audit.session(refused(Action::SessionOpen));
+        audit.write(vec![entry(mark)]).await.expect("written");
+    }
+    audit.close().await;
+
+    assert_eq!(test.marks(), (1..20).collect::<Vec<_>>());
+    for log in ["refused", "sessions"] {
+        let lines = test.lines_of(Some(log));
+        assert!(lines[0]["seq"].as_u64() > Some(1), "{log}: the oldest are gone");
+        let is_told = lines.iter().any(|line| line["action"] == "audit.drop");
+        assert!(is_told, "{log}: and that is told");
+        let seqs: Vec<_> = lines.iter().filter_map(|line| line["seq"].as_u64()).collect();
+        assert!(seqs.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{log}: {seqs:?}");
+    }
+}
+
+#[tokio::test]
+async fn all_series_are_read_as_one_by_time() {
+    let test = Test::new();
+    let audit = test.open();
+    let at = |entry: Entry, ms: i64| entry.at(UnixMs(1_795_342_272_000 + ms));
+    audit.refused(at(refused(Action::Refused), 2));
+    audit.session(at(refused(Action::SessionOpen), 4));
+    audit.refused(at(refused(Action::Refused), 6));
+    audit.write(vec![at(entry(1), 1), at(entry(3), 3), at(entry(5), 5)]).await.expect("written");
+    audit.close().await;
+
+    let said: Vec<_> = test
+        .lines()
+        .iter()
+        .map(|line| (line["log"].as_str().map(ToOwned::to_owned), line["seq"].as_u64()))
+        .collect();
+    let (done, refused, sessions) = (None, Some("refused"), Some("sessions"));
+    let wanted = [(done, 1), (refused, 1), (done, 2), (sessions, 1), (done, 3), (refused, 2)];
+    assert_eq!(said, wanted.map(|(log, seq)| (log.map(ToOwned::to_owned), Some(seq))));
+    let since = read_dir(test.dir.path(), Some(UnixMs(1_795_342_272_004))).expect("opened");
+    assert_eq!(since.count(), 3);
+}
+
+#[tokio::test]
+async fn what_is_done_in_any_case_is_on_record_once_it_can_be() {
+    let test = Test::new();
+    let audit = test.open();
+    test.disk.fail_in(0, full);
+
+    let failed = audit.write_or_keep(revoked()).await;
+
+    assert!(matches!(failed, Err(AuditError::Io { .. })), "{failed:?}");
+    assert_eq!(audit.standing().1, 1);
+    audit.write(vec![entry(1)]).await.expect("it works again");
+    let actions: Vec<_> = test.lines().into_iter().map(|line| line["action"].clone()).collect();
+    assert_eq!(actions, ["client.revoke", "content.read"]);
+    audit.write_or_keep(revoked()).await.expect("at once");
+    assert_eq!(audit.standing().1, 0);
+}
+
+#[tokio::test]
+async fn what_is_owed_is_tried_again_without_anybody_else() {
+    let mut test = Test::new();
+    test.settings.retry = Duration::from_millis(20);
+    let audit = test.open();
+    test.disk.fail_in(0, full);
+    audit.write_or_keep(revoked()).await.expect_err("full");
+
+    let written = async {
+        while test.lines().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+
+    timeout(PATIENCE, written).await.expect("it is tried again");
+    audit.close().await;
+    assert_eq!((test.lines().len(), audit.standing()), (1, (true, 0)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_hangs_holds_nobody_up_who_takes_rights_away() {
+    let test = Test::new();
+    let held = test.open_held().await;
+    let began = tokio::time::Instant::now();
+
+    let slow = held.audit.write_or_keep(revoked()).await;
+
+    assert!(matches!(slow, Err(AuditError::Slow)), "{slow:?}");
+    assert_eq!(began.elapsed(), limits::AUDIT_OWED_WAIT);
+    held.go();
+    held.audit.close().await;
+    let actions: Vec<_> = test.lines().into_iter().map(|line| line["action"].clone()).collect();
+    assert_eq!(actions, ["content.read", "client.revoke"], "once each");
 }

@@ -249,13 +249,12 @@ impl Coordinator {
     /// whether they exist or not. That it is an instance of this client is asked too: what it calls
     /// itself is only what it says.
     async fn check_owner(&self, session: &Session, attempt: AttemptId) -> Result<(), Error> {
-        let transfer = self.store.transfer(attempt.transfer).await?;
-        let is_own = transfer
-            .is_some_and(|t| t.client == session.client && t.instance == Some(session.instance));
-        if is_own {
-            Ok(())
-        } else {
-            Err(Error::refused(Reason::UnknownTransfer, "no such transfer"))
+        match self.store.transfer(attempt.transfer).await? {
+            Some(transfer) if transfer.client != session.client => {
+                Err(Error::Hidden { transfer: transfer.id, why: Reason::WrongClient })
+            }
+            Some(transfer) if transfer.instance == Some(session.instance) => Ok(()),
+            _ => Err(Error::refused(Reason::UnknownTransfer, "no such transfer")),
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Coordinator, attempt_of, ignore_late, unknown_transfer};
+use super::{Coordinator, attempt_of, ignore_late};
 use crate::{
     limits,
     server::{
@@ -29,7 +29,7 @@ impl Coordinator {
         let transfer = self.record(attempt.transfer).await?;
         if certificate.is_some_and(|certificate| certificate.client != transfer.client) {
             // As if it were not there.
-            return Err(unknown_transfer(attempt.transfer));
+            return Err(Error::Hidden { transfer: attempt.transfer, why: Reason::WrongClient });
         }
         if transfer.instance != Some(header.instance) {
             return Err(StepError::OtherInstance.into());

@@ -13,6 +13,8 @@ use super::window::{Triggers, Window};
 pub(super) struct Used {
     pub(super) window: Window,
     pub(super) triggers: Triggers,
+    /// Renewals of a client, logins of an operator.
+    pub(super) calls: Triggers,
     /// The records were asked what it used before.
     pub(super) is_seeded: bool,
     /// When it was last heard of.

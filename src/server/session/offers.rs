@@ -8,7 +8,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{End, Link, note, quota};
+use super::{End, Link, quota};
 use crate::{
     ids::UnixMs,
     limits,
@@ -154,7 +154,8 @@ impl Link {
                     _ => Cause::ServerBusy,
                 };
                 err.log();
-                note(self.coordinator.broken(attempt_of(&transfer), cause, 0).await);
+                let done = self.coordinator.broken(attempt_of(&transfer), cause, 0).await;
+                self.note(done);
                 Ok(())
             }
         }
