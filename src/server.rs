@@ -235,7 +235,7 @@ impl Server {
             Security::Clear(_) => None,
             Security::Tls(tls) => Some(Arc::clone(tls)),
         };
-        let reception = Reception::new(tls, &self.shutdown);
+        let reception = Reception::new(tls, self.audit.clone(), &self.shutdown);
         let serve = |incoming| {
             transport().add_routes(Routes::from(app.clone())).serve_with_incoming_shutdown(
                 incoming,

@@ -24,12 +24,13 @@ use tokio_stream::wrappers::ReceiverStream;
 use uuid::Uuid;
 
 use super::{
-    authority::ClientCertificate,
+    audit::{Action, Actor, Audit, Detail, Entry, Outcome},
+    authority::{ClientCertificate, IdentityError},
     connection::{Connection, Held, KnownBy, Peer, Stream, Surface},
     preauth::PreAuth,
     tls::Tls,
 };
-use crate::{ids::ClientId, limits, shutdown::Shutdown, tls::ReadAhead};
+use crate::{ids::ClientId, limits, shutdown::Shutdown, status::Reason, tls::ReadAhead};
 
 /// Listens on `address`, with a queue for a fleet that comes at once.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -56,6 +57,7 @@ pub fn listen_socket(path: &Path) -> io::Result<UnixListener> {
 /// What the listeners of one server share.
 pub(super) struct Reception {
     tls: Option<Arc<Tls>>,
+    audit: Option<Audit>,
     places: Arc<Semaphore>,
     preauth: Arc<PreAuth>,
     clients: Arc<Clients>,
@@ -63,10 +65,15 @@ pub(super) struct Reception {
 }
 
 impl Reception {
-    pub(super) fn new(tls: Option<Arc<Tls>>, shutdown: &Shutdown) -> Arc<Self> {
+    pub(super) fn new(
+        tls: Option<Arc<Tls>>,
+        audit: Option<Audit>,
+        shutdown: &Shutdown,
+    ) -> Arc<Self> {
         let places = places();
         Arc::new(Self {
             tls,
+            audit,
             places: Arc::new(Semaphore::new(places)),
             preauth: PreAuth::new(limits::UNKNOWN_CONNECTIONS_MAX.min(places / 4)),
             clients: Arc::default(),
@@ -132,6 +139,7 @@ impl Reception {
         let until = Instant::now() + limits::KNOWN_WITHIN;
         let tls = self.tls.clone();
         let clients = Arc::clone(&self.clients);
+        let audit = self.audit.clone();
         async move {
             let mut held = Held { _place: Some(place), of_client: None };
             let aborted = cut.clone().cancelled_owned();
@@ -156,11 +164,19 @@ impl Reception {
                 Ok(Ok(stream)) => stream,
                 Ok(Err(err)) => {
                     tracing::debug!(%address, error = %err, "a TLS handshake failed");
+                    note_refused_certificate(audit.as_ref(), address, &err);
                     return None;
                 }
                 Err(_) => return None,
             };
-            let certificate = certificate(&tls, &stream, address)?;
+            let certificate = match certificate(&tls, &stream) {
+                Ok(certificate) => certificate,
+                Err(err) => {
+                    tracing::info!(%address, error = %err, "refused a certificate");
+                    note_refusal(audit.as_ref(), address, err.to_string());
+                    return None;
+                }
+            };
             if let Some(certificate) = certificate {
                 held.of_client = Some(clients.enter(&certificate.client, certificate.uid)?);
                 peer.certificate = Some(Arc::new(certificate));
@@ -210,25 +226,32 @@ impl Reception {
     }
 }
 
-/// Returns whom the certificate of a connection names: nobody if it showed none. `None`: it showed
-/// one that is of our authority, and names no client; such a connection is let go.
-#[allow(clippy::option_option)]
+/// Returns whom the certificate of a connection names: nobody if it showed none. It is an error to
+/// show one that is of our authority, and names no client; such a connection is let go.
 fn certificate(
     tls: &Tls,
     stream: &tokio_rustls::server::TlsStream<ReadAhead<TcpStream>>,
-    address: SocketAddr,
-) -> Option<Option<ClientCertificate>> {
+) -> Result<Option<ClientCertificate>, IdentityError> {
     let (_, session) = stream.get_ref();
-    let Some(leaf) = session.peer_certificates().and_then(<[_]>::first) else {
-        return Some(None);
-    };
-    match tls.authority().identify(leaf) {
-        Ok(certificate) => Some(Some(certificate)),
-        Err(err) => {
-            tracing::info!(%address, error = %err, "refused a certificate");
-            None
-        }
+    let leaf = session.peer_certificates().and_then(<[_]>::first);
+    leaf.map(|leaf| tls.authority().identify(leaf)).transpose()
+}
+
+/// Puts on record that a certificate was refused. A handshake that failed otherwise says nothing of
+/// anybody: such are of scanners, and of whoever went away.
+fn note_refused_certificate(audit: Option<&Audit>, address: SocketAddr, err: &io::Error) {
+    let reason = err.get_ref().and_then(|err| err.downcast_ref::<rustls::Error>());
+    if let Some(rustls::Error::InvalidCertificate(reason)) = reason {
+        note_refusal(audit, address, reason.to_string());
     }
+}
+
+fn note_refusal(audit: Option<&Audit>, address: SocketAddr, why: String) {
+    let Some(audit) = audit else { return };
+    let outcome = Outcome::from(Reason::Unauthenticated);
+    let entry = Entry::new(Actor::Unknown, address.to_string(), Action::Refused, outcome);
+    let entry = entry.with(Detail::Method("TLS handshake".to_owned()));
+    audit.refused(entry.with(Detail::Text(why)));
 }
 
 /// How many connections each client has: by its identity, so that whoever holds a certificate that
@@ -332,7 +355,7 @@ mod tests {
     async fn connected(shutdown: &Shutdown) -> (TcpStream, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let mut accepted = Reception::new(None, shutdown).accept(listener, Surface::All);
+        let mut accepted = Reception::new(None, None, shutdown).accept(listener, Surface::All);
         let peer = TcpStream::connect(address).await.expect("connected");
         let connection = accepted.next().await.expect("accepted").expect("no error");
         (peer, connection)

@@ -4,7 +4,10 @@ use std::sync::Arc;
 
 use fts::{
     ids::InstanceId,
-    server::access::{Role, Scope},
+    server::{
+        access::{Role, Scope},
+        audit::read_dir,
+    },
     status::{self, Reason},
     wire::{
         proto::{
@@ -154,6 +157,32 @@ async fn a_bad_certificate_is_answered_with_no_byte_and_has_no_effect() {
         try_connect(&secured, &good).await.expect("a good certificate is let in");
     }
     secured.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_certificate_is_on_record_with_what_is_wrong_and_garbage_is_not() {
+    let secured = Secured::start().await;
+    let forge = Forge::new(&secured, "web-1").await;
+    let all = bad(&forge);
+    for (_, identity) in &all {
+        let config = caller::config(&secured.tls.authority(), Some(identity), &[b"http/1.1"]);
+        if let Ok(stream) = caller::shake(&config, secured.server.address).await {
+            caller::tell(stream, HEALTHZ).await;
+        }
+        let stream = tokio::net::TcpStream::connect(secured.server.address).await;
+        caller::tell(stream.expect("connected"), HEALTHZ).await;
+    }
+
+    let dir = secured.server.stop().await;
+    let lines = read_dir(dir.path(), None).expect("an audit").map(|line| line.expect("a line"));
+    let refused: Vec<_> = lines.filter(|line| line.contains("TLS handshake")).collect();
+    assert_eq!(refused.len(), all.len(), "{refused:#?}");
+    for line in &refused {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!((&line["actor"], &line["log"]), (&"unknown".into(), &"refused".into()));
+        let what = line["target"]["text"].as_str();
+        assert!(what.is_some_and(|what| !what.is_empty()), "{line}");
+    }
 }
 
 #[tokio::test]
