@@ -40,6 +40,7 @@ use crate::{
 };
 
 mod desk;
+mod detail;
 mod entry;
 mod log;
 mod notes;
@@ -48,7 +49,8 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-pub use entry::{Action, Actor, Detail, Entry, Outcome};
+pub use detail::Detail;
+pub use entry::{Action, Actor, Entry, Outcome};
 pub use read::{Lines, read_dir};
 
 use desk::{Desk, Job};

@@ -16,7 +16,8 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use super::{
     AuditError, Series,
-    entry::{Action, Detail, Entry},
+    detail::Detail,
+    entry::{Action, Entry},
     read::{Head, RawLines, closed_files, file_id, found},
 };
 use crate::{ids::UnixMs, server::landing::Disk};

@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::entry::{Action, Detail, Entry};
+use super::{
+    detail::Detail,
+    entry::{Action, Entry},
+};
 
 /// The lines that wait, and the counts. It knows no clock and no lock.
 #[derive(Debug)]
