@@ -310,8 +310,8 @@ pub const AUDIT_CLOCK_SLACK: Duration = Duration::from_secs(3600);
 
 /// Requests for files that one operator may make in a minute, by default.
 pub const TRIGGERS_PER_MINUTE: u32 = 6000;
-/// Certificates that one client may renew in a minute: the shortest lives need a few.
-pub const RENEWALS_PER_MINUTE: u32 = 30;
+/// Certificates that are issued for one client in a minute: the shortest lives need a few.
+pub const CERTIFICATES_PER_MINUTE: u32 = 30;
 /// Times in a minute that one operator may ask who it is, which is on record as a login.
 pub const LOGINS_PER_MINUTE: u32 = 60;
 /// Clients, and operators, whose use is remembered; of others the records are asked.

@@ -75,7 +75,7 @@ impl Enrolment for EnrolmentApi {
         let caller = request.extensions().get::<Caller>().cloned();
         let Some(Caller::Client(certificate)) = caller else { return Err(no_authority()) };
         let audited = self.audited(&request);
-        if let Err(over) = self.coordinator.quotas.admit_renewal(&certificate.client) {
+        if let Err(over) = self.coordinator.quotas.admit_certificate(&certificate.client) {
             let err = Error::from(over);
             audited.refuse(Action::ClientRenew, &[], &err);
             return Err(err.into_status());
@@ -112,6 +112,7 @@ impl EnrolmentApi {
         let now = UnixMs::now();
         let joining = Joining { token, client, uid, key, expires: now.plus(self.life), host_name };
         known.admit(&joining, held.as_ref(), now).map_err(refused)?;
+        self.coordinator.quotas.admit_certificate(&joining.client)?;
         Ok(joining)
     }
 

@@ -66,7 +66,7 @@ pub enum Quota {
     OperatorLogins,
     ClientTransfers,
     ClientBytes,
-    ClientRenewals,
+    ClientCertificates,
 }
 
 impl fmt::Display for Quota {
@@ -76,7 +76,7 @@ impl fmt::Display for Quota {
             Self::OperatorTransfers => "the operator's quota of transfers a day",
             Self::OperatorBytes => "the operator's quota of bytes a day",
             Self::OperatorLogins => "the operator's quota of logins a minute",
-            Self::ClientRenewals => "the client's quota of renewals a minute",
+            Self::ClientCertificates => "the client's quota of certificates a minute",
             Self::ClientTransfers => "the client's quota of transfers a day",
             Self::ClientBytes => "the client's quota of bytes a day",
         })
@@ -212,12 +212,12 @@ impl Quotas {
         Ok(())
     }
 
-    /// Admits a renewal of a client's certificate, and counts it: each costs a signature, and a
-    /// line that is synced.
-    pub fn admit_renewal(&self, client: &ClientId) -> Result<(), OverQuota> {
+    /// Admits a certificate for a client, and counts it: each costs a signature, and lines that are
+    /// synced. A join counts too: whoever asks again because the answer was lost is answered again.
+    pub fn admit_certificate(&self, client: &ClientId) -> Result<(), OverQuota> {
         let used = &mut self.lock().clients;
         let calls = &mut used.of(client).calls;
-        admit(calls, self.now(), limits::RENEWALS_PER_MINUTE, Quota::ClientRenewals)
+        admit(calls, self.now(), limits::CERTIFICATES_PER_MINUTE, Quota::ClientCertificates)
     }
 
     /// Admits a login of an operator, and counts it.

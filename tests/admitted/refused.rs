@@ -18,6 +18,7 @@ use fts::{
         session::{FromClient, Outcome, Report, Upload},
     },
 };
+use rcgen::{CertificateParams, KeyPair};
 use serde_json::Value;
 
 use super::{
@@ -258,7 +259,7 @@ async fn rights_are_taken_away_also_when_the_audit_cannot_be_written() {
 }
 
 #[tokio::test]
-async fn who_may_renew_or_log_in_may_not_do_so_without_end() {
+async fn who_may_join_renew_or_log_in_may_not_do_so_without_end() {
     let secured = Secured::start().await;
     let [web, other] =
         [Machine::start(&secured, "web-1").await, Machine::start(&secured, "web-2").await];
@@ -287,12 +288,42 @@ async fn who_may_renew_or_log_in_may_not_do_so_without_end() {
     assert!(over.message().contains("more of it in"), "it is told when: {over}");
     assert_eq!(reason(&denied), Some(Reason::OverQuota), "{denied}");
     // There may be a few more if this took long.
-    assert!((limits::RENEWALS_PER_MINUTE..2 * limits::RENEWALS_PER_MINUTE).contains(&renewals));
+    assert!(
+        (limits::CERTIFICATES_PER_MINUTE..2 * limits::CERTIFICATES_PER_MINUTE).contains(&renewals)
+    );
     assert!((limits::LOGINS_PER_MINUTE..2 * limits::LOGINS_PER_MINUTE).contains(&logins));
+    let joins = joins_until_refused(&secured).await;
+    assert!(
+        (limits::CERTIFICATES_PER_MINUTE..2 * limits::CERTIFICATES_PER_MINUTE).contains(&joins)
+    );
     let others = EnrolmentClient::new(other.channel.clone()).renew(junk()).await;
     assert_eq!(reason(&others.expect_err("junk")), Some(Reason::InvalidArgument));
     let lines = lines(secured).await;
     let refused = refused(&lines, "client");
     assert_eq!(refused[0][..3], ["web-1", "client.renew", "OVER_QUOTA"]);
     assert_eq!(refused[1][..3], ["eve", "login", "OVER_QUOTA"]);
+    assert_eq!(refused[2][1..], ["client.join", "OVER_QUOTA", "web-3"]);
+}
+
+/// Joins as one that loses each answer, and returns how often that went well.
+async fn joins_until_refused(secured: &Secured) -> u32 {
+    let token = secured.join_token("web-3").await;
+    let key = KeyPair::generate().expect("a key");
+    let request = CertificateParams::default().serialize_request(&key).expect("signed");
+    let ask = proto::JoinRequest {
+        client_id: "web-3".to_owned(),
+        certificate_request: request.der().to_vec().into(),
+        host_name: String::new(),
+    };
+    let mut enrolment = EnrolmentClient::new(secured.channel(None).await);
+    let mut joins = 0;
+    loop {
+        match enrolment.join(bearing(&token, ask.clone())).await {
+            Ok(_) => joins += 1,
+            Err(status) => {
+                assert_eq!(reason(&status), Some(Reason::OverQuota), "{status}");
+                return joins;
+            }
+        }
+    }
 }

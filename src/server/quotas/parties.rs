@@ -13,7 +13,7 @@ use super::window::{Triggers, Window};
 pub(super) struct Used {
     pub(super) window: Window,
     pub(super) triggers: Triggers,
-    /// Renewals of a client, logins of an operator.
+    /// Certificates of a client, logins of an operator.
     pub(super) calls: Triggers,
     /// The records were asked what it used before.
     pub(super) is_seeded: bool,
