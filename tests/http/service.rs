@@ -89,6 +89,8 @@ async fn metrics_are_openmetrics_and_move_with_a_transfer() {
         "fts_clients gauge",
         "fts_transfers gauge",
         "fts_store_up gauge",
+        "fts_audit_up gauge",
+        "fts_audit_owed gauge",
         "fts_disk_free_bytes gauge",
         "fts_disk_low gauge",
         "fts_sessions_open gauge",
@@ -104,6 +106,8 @@ async fn metrics_are_openmetrics_and_move_with_a_transfer() {
     assert_eq!(families, expected);
     for (series, from, to) in [
         ("fts_store_up", 1.0, 1.0),
+        ("fts_audit_up", 1.0, 1.0),
+        ("fts_audit_owed", 0.0, 0.0),
         ("fts_clients{presence=\"online\"}", 0.0, 1.0),
         ("fts_clients{presence=\"offline\"}", 0.0, 0.0),
         ("fts_transfers{state=\"complete\"}", 0.0, 1.0),
