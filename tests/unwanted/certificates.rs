@@ -7,6 +7,7 @@ use fts::{
     server::{
         access::{Role, Scope},
         audit::read_dir,
+        store::credentials::{Changed, Renewing},
     },
     status::{self, Reason},
     wire::{
@@ -185,6 +186,21 @@ async fn a_refused_certificate_is_on_record_with_what_is_wrong_and_garbage_is_no
     }
 }
 
+/// As if the client had got this certificate at its last renewal.
+async fn put_on_record(secured: &Secured, identity: &Identity) {
+    let named = secured.tls.authority().identify(&identity.key.cert[0]).expect("a client");
+    let held = secured.credentials().identity(&identity.client).await.expect("read");
+    let renewing = Renewing {
+        client: named.client,
+        uid: named.uid,
+        shown: held.expect("known").key,
+        key: named.key,
+        expires: named.expires,
+    };
+    let renewed = secured.credentials().renew(&renewing).await.expect("written");
+    assert!(matches!(renewed, Changed::Done(_)), "{renewed:?}");
+}
+
 #[tokio::test]
 async fn a_certificate_that_expired_within_180_days_renews_and_does_nothing_else() {
     let secured = Secured::start().await;
@@ -193,7 +209,9 @@ async fn a_certificate_that_expired_within_180_days_renews_and_does_nothing_else
 
     for (begins, ends) in [(-60, -1), (-300 * DAY, -179 * DAY)] {
         let leaf = Leaf { begins, ends, ..forge.leaf() };
-        let channel = secured.channel(Some(&forge.sign(&leaf, &signer))).await;
+        let expired = forge.sign(&leaf, &signer);
+        put_on_record(&secured, &expired).await;
+        let channel = secured.channel(Some(&expired)).await;
 
         let connected = connect(channel.clone(), "web-1").await.expect_err("refused");
         let key = KeyPair::generate().expect("a key");
