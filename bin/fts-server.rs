@@ -136,6 +136,7 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         Ok(None) => (Security::Clear(ClearText::LoopbackOnly), None),
         Err(err) => return Ok(refuse(&ConfigError::from(err.to_string()))),
     };
+    let audit = tls.is_some().then(|| Audit::open(&config.data_dir)).transpose()?;
     let listeners = listeners(config)?;
     let address = listeners.main.local_addr()?;
     let shutdown = Shutdown::new();
@@ -143,7 +144,7 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
         store,
         credentials,
         landing,
-        audit: tls.is_some().then(|| Audit::open(&config.data_dir)).transpose()?,
+        audit: audit.clone(),
         security,
         certificate_life: config.certificate_life,
         heartbeat: config.heartbeat,
@@ -166,7 +167,7 @@ async fn run(config: &Config) -> anyhow::Result<ExitCode> {
     });
     if let Some(tls) = tls {
         let hangups = signal(SignalKind::hangup())?;
-        drop(shutdown.spawn(reload(tls, hangups, shutdown.clone())));
+        drop(shutdown.spawn(reload(tls, audit, hangups, shutdown.clone())));
     }
     let clean = server.serve(listeners).await?;
     signalled.await??;
@@ -190,11 +191,16 @@ fn listeners(config: &Config) -> anyhow::Result<Listeners> {
 }
 
 /// Takes new certificates at each hang-up.
-async fn reload(tls: Arc<Tls>, mut hangups: tokio::signal::unix::Signal, shutdown: Shutdown) {
+async fn reload(
+    tls: Arc<Tls>,
+    audit: Option<Audit>,
+    mut hangups: tokio::signal::unix::Signal,
+    shutdown: Shutdown,
+) {
     loop {
         tokio::select! {
             () = shutdown.draining().cancelled() => return,
-            _ = hangups.recv() => server::reload(&tls).await,
+            _ = hangups.recv() => server::reload(&tls, audit.as_ref()).await,
         }
     }
 }

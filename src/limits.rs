@@ -405,10 +405,10 @@ pub const TLS_READ_AHEAD_BYTES: usize = 128 << 10;
 /// What a dialler encrypts before it waits for its socket: a chunk, in one system call and not in
 /// sixteen.
 pub const TLS_WRITE_AHEAD_BYTES: usize = CHUNK_BYTES;
-/// Roots that a server trusts at a time, and hands out.
-pub const ROOTS_MAX: usize = 3;
 /// The server's own certificate is looked at this often: by its time, and for another one on disk.
 pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(10);
+/// How often it says that the intermediate is old.
+pub const AGEING_WARNING: Duration = Duration::from_secs(24 * 3600);
 
 // === Shutdown ===
 

@@ -64,7 +64,7 @@ pub mod view;
 pub use listener::{listen, listen_socket};
 
 use administration::Administration;
-use audit::Audit;
+use audit::{Action, Audit, Detail, Entry};
 use connection::Surface;
 use coordinator::{Coordinator, Parts, Retention};
 use desk::Desk;
@@ -199,7 +199,7 @@ impl Server {
         drop(self.shutdown.spawn(sweeper::run(Arc::clone(&self.coordinator))));
         if let Security::Tls(tls) = &self.security {
             let (tls, draining) = (Arc::clone(tls), self.shutdown.draining().clone());
-            drop(self.shutdown.spawn(look_after(tls, draining)));
+            drop(self.shutdown.spawn(look_after(tls, self.audit.clone(), draining)));
         }
         let serving = self.serve_all(listeners, &app);
         tracing::info!(%address, "serving");
@@ -350,22 +350,34 @@ impl Server {
 }
 
 /// Reads certificates again when their files change, or on SIGHUP through [`Tls::look`].
-async fn look_after(tls: Arc<Tls>, draining: tokio_util::sync::CancellationToken) {
+async fn look_after(
+    tls: Arc<Tls>,
+    audit: Option<Audit>,
+    draining: tokio_util::sync::CancellationToken,
+) {
     loop {
         tokio::select! {
             () = draining.cancelled() => return,
             () = tokio::time::sleep(limits::CERTIFICATE_LOOK) => {}
         }
-        reload(&tls).await;
+        reload(&tls, audit.as_ref()).await;
     }
 }
 
 /// Takes what the certificate files hold now. What is bad is said, and what was good goes on.
-pub async fn reload(tls: &Arc<Tls>) {
-    let tls = Arc::clone(tls);
-    match tokio::task::spawn_blocking(move || tls.look()).await {
+pub async fn reload(tls: &Arc<Tls>, audit: Option<&Audit>) {
+    let looking = Arc::clone(tls);
+    match tokio::task::spawn_blocking(move || looking.look()).await {
         Ok(Ok(false)) => {}
-        Ok(Ok(true)) => tracing::info!("took new certificates"),
+        Ok(Ok(true)) => {
+            tracing::info!("took new certificates");
+            let root = Detail::Text(format!("root {}", tls.authority().root()));
+            let Some(audit) = audit else { return };
+            if let Err(err) = audit.write_or_keep(Entry::own(Action::TlsReload, root)).await {
+                let err = &err as &dyn std::error::Error;
+                tracing::error!(error = err, "new certificates are not on record yet");
+            }
+        }
         Ok(Err(err)) => {
             tracing::error!(error = &err as &dyn std::error::Error, "kept the old certificates");
         }

@@ -145,7 +145,7 @@ async fn change(secured: &Secured, change: impl FnOnce(&Authority)) {
     let authority = Authority::open(&secured.pki()).expect("opened").expect("there");
     change(&authority);
     let tls = Arc::clone(&secured.tls);
-    fts::server::reload(&tls).await;
+    fts::server::reload(&tls, None).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

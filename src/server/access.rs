@@ -207,7 +207,10 @@ pub fn need(method: Method) -> Need {
         | Method::AdminListOperators
         | Method::AdminRotateOperator
         | Method::AdminRevokeOperator
-        | Method::AdminReadAudit => Need::Role(Role::Admin),
+        | Method::AdminReadAudit
+        | Method::AdminRotateAuthority
+        | Method::AdminFinishRotation
+        | Method::AdminRenewIntermediate => Need::Role(Role::Admin),
     }
 }
 

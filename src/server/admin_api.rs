@@ -12,6 +12,7 @@ use super::{
     administration::{Administration, Wanted},
     audit::{Action, Audit, Detail, Outcome},
     audited::Audited,
+    authority::Authority,
     connection::Peer,
     error::Error,
     gate::Caller,
@@ -25,6 +26,7 @@ use crate::{
     token::TokenId,
     wire::{
         admin,
+        control::timestamp,
         proto::{self, admin_server::Admin},
         session::WireError,
     },
@@ -304,6 +306,44 @@ impl Admin for AdminApi {
         let credentials = &self.administration.credentials;
         let lines = UntilOver::new(lines, caller, credentials, Error::into_status);
         Ok(Response::new(Box::pin(lines)))
+    }
+
+    async fn rotate_authority(
+        &self,
+        request: Request<proto::RotateAuthorityRequest>,
+    ) -> Answer<proto::RotateAuthorityResponse> {
+        let work = self.administration.rotate_authority();
+        let done = self.audited(&request).run(Action::CaRotate, &[], work).await;
+        let authority = Some(message(done.map_err(Error::into_status)?.as_ref()));
+        Ok(Response::new(proto::RotateAuthorityResponse { authority }))
+    }
+
+    async fn finish_rotation(
+        &self,
+        request: Request<proto::FinishRotationRequest>,
+    ) -> Answer<proto::FinishRotationResponse> {
+        let work = self.administration.finish_rotation();
+        let done = self.audited(&request).run(Action::CaFinish, &[], work).await;
+        let authority = Some(message(done.map_err(Error::into_status)?.as_ref()));
+        Ok(Response::new(proto::FinishRotationResponse { authority }))
+    }
+
+    async fn renew_intermediate(
+        &self,
+        request: Request<proto::RenewIntermediateRequest>,
+    ) -> Answer<proto::RenewIntermediateResponse> {
+        let work = self.administration.renew_intermediate();
+        let done = self.audited(&request).run(Action::CaRenew, &[], work).await;
+        let authority = Some(message(done.map_err(Error::into_status)?.as_ref()));
+        Ok(Response::new(proto::RenewIntermediateResponse { authority }))
+    }
+}
+
+fn message(authority: &Authority) -> proto::Authority {
+    proto::Authority {
+        root: authority.root().to_string(),
+        roots: u32::try_from(authority.roots().len()).unwrap_or(u32::MAX),
+        intermediate_expire_time: Some(timestamp(authority.expires())),
     }
 }
 

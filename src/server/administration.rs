@@ -18,6 +18,8 @@ use crate::{
     token::{Secret, Sha256, Token, TokenError, TokenId, TokenKind},
 };
 
+mod authority;
+
 /// The use cases.
 pub struct Administration {
     pub credentials: Arc<dyn Credentials>,
@@ -181,10 +183,13 @@ impl Administration {
 
     /// What a new token holds to know this server by.
     fn root(&self) -> Result<Option<Sha256>, Error> {
-        let text = "this server asks for no credentials; run fts-server init first";
-        let tls = self.tls.as_ref();
-        tls.map(|tls| tls.root()).ok_or_else(|| Error::refused(Reason::WrongState, text))
+        self.tls.as_ref().map(|tls| tls.root()).ok_or_else(not_secured)
     }
+}
+
+fn not_secured() -> Error {
+    let text = "this server asks for no credentials; run fts-server init first";
+    Error::refused(Reason::WrongState, text)
 }
 
 fn done<T>(

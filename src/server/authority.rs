@@ -3,23 +3,27 @@
 //! public key is taken, once its signature has proved that the caller holds the key.
 //!
 //! ```text
-//! roots.pem          whom this server trusts for certificates of clients; the first one is current
-//! root.key           signs intermediates only: take it away, and keep it offline
-//! intermediate.pem   intermediate.key
-//! server.pem         server.key      the leaf, the intermediate, and the root
-//! names              what the server is called, one name a line; the first is the trust domain
+//! roots.pem              whom this server trusts for certificates of clients
+//! root.key               signs intermediates only: take it away, and keep it offline
+//! intermediate.pem       intermediate.key: what signs; the current root is the one of this
+//! intermediate.old.pem   intermediate.old.key: during a rotation, what signs the server's own
+//! server.pem             server.key: the leaf, the intermediate, and the root
+//! names                  what the server is called, one a line; the first is the trust domain
 //! ```
+//!
+//! A rotation trusts the new root beside the old one, and has begun once the new intermediate is in
+//! its place. Until it is finished the server's own certificate is of the old root, also if it
+//! is renewed: that is the one that everybody knows.
 
 use std::{
     io,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime},
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _,
-    SanType, SerialNumber,
+    CertificateSigningRequestParams, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
+    PublicKeyData as _, SanType,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
 use uuid::Uuid;
@@ -32,11 +36,13 @@ use crate::{
 
 mod files;
 mod identity;
+mod signer;
 
 pub(super) use identity::life;
 pub use identity::{ClientCertificate, IdentityError};
 
-use files::Files;
+use files::{Files, INTERMEDIATE, OLD_INTERMEDIATE, SERVER};
+use signer::{Signer, make_intermediate, make_root, params};
 
 /// Why the authority cannot do its work.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +58,11 @@ pub enum AuthorityError {
     Name(String),
     #[error("the certificate request is not good: {0}")]
     Request(String),
+    /// What is asked for does not go with the state of the authority.
+    #[error("{0}")]
+    WrongState(String),
+    #[error("the authority's {0} has expired: see fts-server ca --help")]
+    Expired(&'static str),
     #[error("cannot make a certificate: {0}")]
     Certificate(#[source] rcgen::Error),
 }
@@ -63,8 +74,10 @@ pub struct Authority {
     names: Vec<String>,
     /// The first one is current.
     roots: Vec<CertificateDer<'static>>,
-    intermediate: CertificateDer<'static>,
-    issuer: Issuer<'static, KeyPair>,
+    signer: Signer,
+    /// During a rotation, what signed before it.
+    old: Option<Signer>,
+    is_rotating: bool,
 }
 
 /// A certificate of a client.
@@ -77,24 +90,24 @@ pub struct Issued {
 }
 
 impl Authority {
-    /// Makes the authority of a new server that is called by these names, and its certificate.
+    /// Makes the authority of a new server that is called by these names, and its certificate. It
+    /// is made under another name, so that a crash leaves all of it or nothing; the caller sees to
+    /// it that nobody else does the same.
     pub fn init(dir: &Path, names: &[String]) -> Result<Self, AuthorityError> {
         let names = names.iter().map(|name| checked_name(name)).collect::<Result<Vec<_>, _>>()?;
-        let files = Files::create(dir)?;
+        let files = Files::begin(dir)?;
         let domain = names.first().map_or("fts", String::as_str);
         let now = SystemTime::now();
         let (root, root_key) = make_root(domain, now)?;
         files.write("root.key", root_key.serialize_pem().as_bytes())?;
         files.write_certificates("roots.pem", std::slice::from_ref(&root))?;
         let (intermediate, key) = make_intermediate(&root, root_key, now)?;
-        files.write("intermediate.key", key.serialize_pem().as_bytes())?;
-        files.write_certificates("intermediate.pem", &[intermediate])?;
-        // Last: what has names is whole.
+        files.write_pair(INTERMEDIATE, &key, &[intermediate])?;
         files.write("names", (names.join("\n") + "\n").as_bytes())?;
-        let authority =
-            Self::open(dir)?.ok_or_else(|| files.damaged("names", "it is not there"))?;
-        authority.issue_server(now)?;
-        Ok(authority)
+        let made = Self::open(files.dir())?.ok_or_else(|| files.damaged("", "it is gone"))?;
+        made.issue_server(now, &made.signer)?;
+        let files = files.end(dir)?;
+        Self::open(dir)?.ok_or_else(|| files.damaged("", "it is gone"))
     }
 
     /// Opens the authority in `dir`; `None` if there is no such directory. What is left of an
@@ -109,20 +122,25 @@ impl Authority {
         if names.is_empty() {
             return Err(files.damaged("names", "it names nothing"));
         }
-        files.settle("intermediate.key", "intermediate.pem")?;
-        files.settle("server.key", "server.pem")?;
-        let roots = files.certificates("roots.pem")?;
-        let intermediate = files.certificates("intermediate.pem")?.swap_remove(0);
-        let key = files.key("intermediate.key")?;
-        // What another key signs is good for nothing, and only who gets it would notice.
-        if identity::public_key(&intermediate).ok() != Some(key.subject_public_key_info()) {
-            let reason = "it is not the key of intermediate.pem";
-            return Err(files.damaged("intermediate.key", reason));
+        for pair in [INTERMEDIATE, OLD_INTERMEDIATE, SERVER] {
+            files.settle(pair)?;
         }
-        let issuer = Issuer::from_ca_cert_der(&intermediate, key)
-            .map_err(|err| files.damaged("intermediate.pem", &err.to_string()))?;
+        let mut roots = files.certificates("roots.pem")?;
+        let signer = Signer::read(&files, INTERMEDIATE, &roots)?
+            .ok_or_else(|| files.damaged("intermediate.pem", "none of roots.pem has signed it"))?;
+        files.settle_root_key(&signer.root)?;
+        let old = match files.read_if_there(OLD_INTERMEDIATE.certificate)? {
+            // Without its root it is left of a rotation that was finished.
+            Some(_) => Signer::read(&files, OLD_INTERMEDIATE, &roots)?,
+            None => None,
+        };
+        // If it is of the current root, a crash broke the rotation off before it began.
+        let has_begun = old.as_ref().is_none_or(|old| old.root != signer.root);
+        let is_rotating = roots.len() > 1 && has_begun;
+        let old = old.filter(|_| is_rotating);
+        roots.sort_by_key(|root| *root != signer.root);
         let domain = trust_domain(names.first().map_or("fts", String::as_str));
-        Ok(Some(Self { files, domain, names, roots, intermediate, issuer }))
+        Ok(Some(Self { files, domain, names, roots, signer, old, is_rotating }))
     }
 
     /// Whom the server trusts for certificates of clients.
@@ -167,7 +185,8 @@ impl Authority {
         let now = SystemTime::now();
         // Of a short life only a little: clients renew by how long a certificate is good in all.
         let slack = limits::CLOCK_SLACK.min(life / 10);
-        let mut params = params(now - slack, now + life, client.as_str())?;
+        let ends = self.signer.until(now, life)?;
+        let mut params = params(now - slack, ends, client.as_str())?;
         params.subject_alt_names = vec![SanType::URI(
             identity::uri(&self.domain, client, uid)
                 .try_into()
@@ -177,7 +196,7 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         // Nothing that was asked for stays.
         request.params = params;
-        let leaf = request.signed_by(&self.issuer).map_err(refused)?;
+        let leaf = request.signed_by(&self.signer.issuer).map_err(refused)?;
         let leaf = leaf.der().clone();
         let certificate = self.identify(&leaf).map_err(|err| {
             AuthorityError::Request(format!("what was made of it does not read back: {err}"))
@@ -185,7 +204,7 @@ impl Authority {
         Ok(Issued {
             key: certificate.key,
             expires: certificate.expires,
-            chain: vec![leaf, self.intermediate.clone()],
+            chain: vec![leaf, self.signer.certificate.clone()],
         })
     }
 
@@ -200,15 +219,22 @@ impl Authority {
         if UnixMs::now().0 < due {
             return Ok(false);
         }
-        self.issue_server(now)?;
+        // While there is an old root, it is the one that everybody knows.
+        let old = self.old.as_ref().filter(|old| old.until(now, Duration::ZERO).is_ok());
+        let signer = old.unwrap_or(&self.signer);
+        // One that ends no later is of no use, and would be made again at each look.
+        if signer.ends <= ends {
+            return Ok(false);
+        }
+        self.issue_server(now, signer)?;
         Ok(true)
     }
 
-    fn issue_server(&self, now: SystemTime) -> Result<(), AuthorityError> {
+    fn issue_server(&self, now: SystemTime, signer: &Signer) -> Result<(), AuthorityError> {
         let key = KeyPair::generate().map_err(AuthorityError::Certificate)?;
         let name = self.names.first().map_or("fts", String::as_str);
-        let mut params =
-            params(now - limits::CLOCK_SLACK, now + limits::SERVER_CERTIFICATE_LIFE, name)?;
+        let ends = signer.until(now, limits::SERVER_CERTIFICATE_LIFE)?;
+        let mut params = params(now - limits::CLOCK_SLACK, ends, name)?;
         // And as whoever is on this machine calls it.
         let own = ["localhost", "127.0.0.1", "::1"].into_iter();
         for name in self.names.iter().map(String::as_str).chain(own) {
@@ -222,34 +248,73 @@ impl Authority {
         }
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let leaf = params.signed_by(&key, &self.issuer).map_err(AuthorityError::Certificate)?;
-        let chain = [leaf.der().clone(), self.intermediate.clone(), self.roots[0].clone()];
-        self.files.write_pair(("server.key", &key), ("server.pem", &chain))
+        let leaf = params.signed_by(&key, &signer.issuer).map_err(AuthorityError::Certificate)?;
+        let chain = [leaf.der().clone(), signer.certificate.clone(), signer.root.clone()];
+        self.files.write_pair(SERVER, &key, &chain)
     }
 
-    /// Begins to sign with a new root, made here. The old roots stay trusted until `finish`: the
-    /// server keeps its certificate, so that who knows only the old root still knows it, and every
-    /// join and renewal hands out both.
+    /// Begins to sign with a new root, made here. The old root stays trusted until `finish`, and
+    /// every join and renewal hands out both. One rotation at a time.
     pub fn rotate(&self) -> Result<Self, AuthorityError> {
+        if self.is_rotating {
+            let text = "a rotation is under way: finish it first";
+            return Err(AuthorityError::WrongState(text.to_owned()));
+        }
         let now = SystemTime::now();
         let (root, root_key) = make_root(&self.domain, now)?;
         let root_pem = root_key.serialize_pem();
         let (intermediate, key) = make_intermediate(&root, root_key, now)?;
-        let mut roots = vec![root];
-        roots.extend_from_slice(&self.roots);
-        roots.truncate(limits::ROOTS_MAX);
-        self.files.write_certificates("roots.pem", &roots)?;
-        self.files.write("root.key", root_pem.as_bytes())?;
-        self.files.write_pair(("intermediate.key", &key), ("intermediate.pem", &[intermediate]))?;
+        let old = &self.signer;
+        let old_key = self.files.key(INTERMEDIATE.key)?;
+        self.files.write_pair(OLD_INTERMEDIATE, &old_key, &[old.certificate.clone()])?;
+        // Trusted before anything is signed with it.
+        self.files.write_certificates("roots.pem", &[old.root.clone(), root.clone()])?;
+        self.files.write_root_key(&root_pem)?;
+        // With this it has begun; what follows is done by whoever opens it, or is for people.
+        self.files.write_pair(INTERMEDIATE, &key, &[intermediate])?;
+        self.files.write_certificates("roots.pem", &[root, old.root.clone()])?;
         self.reopened()
     }
 
     /// Ends a rotation: the server's certificate is of the current root from now on, and no other
     /// root is trusted.
     pub fn finish(&self) -> Result<Self, AuthorityError> {
-        self.issue_server(SystemTime::now())?;
+        if !self.is_rotating {
+            let text = "no rotation is under way: begin one first";
+            return Err(AuthorityError::WrongState(text.to_owned()));
+        }
+        self.issue_server(SystemTime::now(), &self.signer)?;
         self.files.write_certificates("roots.pem", &self.roots[..1])?;
+        self.files.remove(OLD_INTERMEDIATE)?;
         self.reopened()
+    }
+
+    /// Makes the intermediate anew, of the current root, whose key must be there.
+    pub fn renew_intermediate(&self) -> Result<Self, AuthorityError> {
+        let path = self.files.path("root.key");
+        let wrong = |what: &str| AuthorityError::WrongState(format!("{} {what}", path.display()));
+        if self.files.read_if_there("root.key")?.is_none() {
+            return Err(wrong("is not there: put it back for this, and take it away again"));
+        }
+        let root_key = self.files.key("root.key")?;
+        let root = &self.signer.root;
+        if identity::public_key(root).ok() != Some(root_key.subject_public_key_info()) {
+            return Err(wrong("is not the key of the current root"));
+        }
+        let (intermediate, key) = make_intermediate(root, root_key, SystemTime::now())?;
+        self.files.write_pair(INTERMEDIATE, &key, &[intermediate])?;
+        self.reopened()
+    }
+
+    /// Returns when the intermediate expires.
+    pub fn expires(&self) -> UnixMs {
+        self.signer.ends
+    }
+
+    /// Whether less than a fifth of the intermediate's life is left.
+    pub fn is_ageing(&self, now: UnixMs) -> bool {
+        let Signer { begins, ends, .. } = &self.signer;
+        ends.0 - now.0 < (ends.0 - begins.0) / 5
     }
 
     fn reopened(&self) -> Result<Self, AuthorityError> {
@@ -269,62 +334,6 @@ fn checked_request(request: &[u8]) -> Result<CertificateSigningRequestParams, Au
 #[allow(clippy::needless_pass_by_value)] // the end of an error's way
 fn refused(err: rcgen::Error) -> AuthorityError {
     AuthorityError::Request(err.to_string())
-}
-
-fn make_root(
-    domain: &str,
-    now: SystemTime,
-) -> Result<(CertificateDer<'static>, KeyPair), AuthorityError> {
-    let key = KeyPair::generate().map_err(AuthorityError::Certificate)?;
-    let name = format!("fts root of {domain}");
-    let mut params = params(now - limits::CLOCK_SLACK, now + limits::ROOT_LIFE, &name)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let root = params.self_signed(&key).map_err(AuthorityError::Certificate)?;
-    Ok((root.der().clone(), key))
-}
-
-fn make_intermediate(
-    root: &CertificateDer<'static>,
-    root_key: KeyPair,
-    now: SystemTime,
-) -> Result<(CertificateDer<'static>, KeyPair), AuthorityError> {
-    let issuer = Issuer::from_ca_cert_der(root, root_key).map_err(AuthorityError::Certificate)?;
-    let key = KeyPair::generate().map_err(AuthorityError::Certificate)?;
-    // Its name tells it from the ones before.
-    let name = format!("fts intermediate {}", Uuid::now_v7().simple());
-    let mut params = params(now - limits::CLOCK_SLACK, now + limits::INTERMEDIATE_LIFE, &name)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let signed = params.signed_by(&key, &issuer).map_err(AuthorityError::Certificate)?;
-    Ok((signed.der().clone(), key))
-}
-
-/// What every certificate has: its life, a random serial number, a name.
-fn params(
-    begins: SystemTime,
-    ends: SystemTime,
-    name: &str,
-) -> Result<CertificateParams, AuthorityError> {
-    let moment = |at: SystemTime| {
-        let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-        rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(since.as_secs())
-    };
-    let mut serial = [0; 16];
-    aws_lc_rs::rand::fill(&mut serial)
-        .map_err(|_| AuthorityError::Certificate(rcgen::Error::RemoteKeyError))?;
-    // Positive, and of one length.
-    serial[0] = serial[0] & 0x7f | 0x40;
-    let mut params = CertificateParams::default();
-    params.not_before = moment(begins);
-    params.not_after = moment(ends);
-    params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.distinguished_name = DistinguishedName::new();
-    // A name in a certificate has 64 characters at most; ours is for people.
-    let name: String = name.chars().take(64).collect();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
 }
 
 /// A host name or an address, as a certificate and a URL have it.

@@ -181,8 +181,9 @@ pub enum OperatorsCommand {
 
 #[derive(Debug, Subcommand)]
 pub enum CaCommand {
-    /// Begin to sign with a new root. Clients learn it as they renew; until `finish` the server keeps
-    /// its certificate, and both roots are trusted
+    /// Begin to sign with a new root. Clients learn it as they renew; until `finish` the server's own
+    /// certificate is of the old root, and both are trusted. The new root's key is in pki/root.key
+    /// then: take it away, and keep it offline
     Rotate {
         #[command(flatten)]
         at: At,
@@ -190,6 +191,12 @@ pub enum CaCommand {
     /// End a rotation: the server's certificate is of the new root, and the old one is not trusted
     /// any more. Do it when every client has renewed (`fts-server clients list`)
     Finish {
+        #[command(flatten)]
+        at: At,
+    },
+    /// Renew the intermediate, which signs every day and is good for 5 years. Put the root's key
+    /// back into pki/root.key for it, and take it away again
+    Renew {
         #[command(flatten)]
         at: At,
     },
@@ -239,7 +246,7 @@ impl AdminCommand {
             Self::Clients(command) => command.run(out).await,
             Self::Operators(command) => command.run(out).await,
             Self::Audit { since, at } => audit(since, &at, out).await,
-            Self::Ca(command) => command.run(out),
+            Self::Ca(command) => command.run(out).await,
         }
     }
 }
@@ -361,16 +368,32 @@ impl OperatorsCommand {
 }
 
 impl CaCommand {
-    /// Files only: a server that runs sees the change by itself.
-    fn run(self, out: &mut impl Write) -> Result<(), CommandError> {
-        let (at, is_finish) = match self {
-            Self::Rotate { at } => (at, false),
-            Self::Finish { at } => (at, true),
+    async fn run(self, out: &mut (impl Write + Send)) -> Result<(), CommandError> {
+        let (at, authority, next) = match self {
+            Self::Rotate { at } => {
+                let ask = proto::RotateAuthorityRequest {};
+                let answer = Asked::of(&at).await?.client.rotate_authority(ask).await?;
+                let next = "is of the new root: take it away, and keep it offline
+when every client has renewed: fts-server ca finish";
+                (at, answer.into_inner().authority, Some(next))
+            }
+            Self::Finish { at } => {
+                let ask = proto::FinishRotationRequest {};
+                let answer = Asked::of(&at).await?.client.finish_rotation(ask).await?;
+                (at, answer.into_inner().authority, None)
+            }
+            Self::Renew { at } => {
+                let ask = proto::RenewIntermediateRequest {};
+                let answer = Asked::of(&at).await?.client.renew_intermediate(ask).await?;
+                let next = "is there again: take it away, and keep it offline";
+                (at, answer.into_inner().authority, Some(next))
+            }
         };
-        let pki = at.config()?.data_dir.join(PKI);
-        let authority = Authority::open(&pki)?.ok_or_else(not_secured)?;
-        let now = if is_finish { authority.finish()? } else { authority.rotate()? };
-        writeln!(out, "root {}; {} trusted", now.root(), now.roots().len())?;
+        show::authority(out, &authority.unwrap_or_default())?;
+        if let Some(next) = next {
+            let key = at.config()?.data_dir.join(PKI).join("root.key");
+            writeln!(out, "{} {next}", key.display())?;
+        }
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -48,10 +48,25 @@ pub fn listen_socket(path: &Path) -> io::Result<UnixListener> {
         Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
         _ => {}
     }
-    // Between the two calls the directory (0700) keeps others out.
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    // Others may open it until its mode is set: so long it is where nobody else can enter,
+    // whatever the mode of the directory. The name is short, as paths of sockets must be.
+    let private = path.with_file_name(".sock");
+    make_private(&private)?;
+    let bound = private.join("s");
+    let listener = UnixListener::bind(&bound)?;
+    std::fs::set_permissions(&bound, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&bound, path)?;
+    std::fs::remove_dir(&private)?;
     Ok(listener)
+}
+
+/// Makes an empty directory of ours alone, in place of what an earlier life left there.
+fn make_private(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+        _ => {}
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(path)
 }
 
 /// What the listeners of one server share.
@@ -359,6 +374,31 @@ mod tests {
         let peer = TcpStream::connect(address).await.expect("connected");
         let connection = accepted.next().await.expect("accepted").expect("no error");
         (peer, connection)
+    }
+
+    #[tokio::test]
+    async fn its_own_socket_is_never_where_others_could_open_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mode =
+            |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        let open = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(dir.path(), open.clone()).expect("set");
+        let (path, private) = (dir.path().join("admin.sock"), dir.path().join(".sock"));
+        // As a crash leaves them.
+        std::fs::write(&path, "").expect("written");
+        std::fs::create_dir(&private).expect("made");
+        std::fs::write(private.join("s"), "").expect("written");
+        std::fs::set_permissions(&private, open).expect("set");
+
+        make_private(&private).expect("made");
+        assert_eq!(mode(&private), 0o700);
+        let listener = listen_socket(&path).expect("listens");
+
+        let bound = listener.local_addr().expect("an address");
+        assert_eq!(bound.as_pathname(), Some(private.join("s").as_path()));
+        assert_eq!(mode(&path), 0o600);
+        assert!(!private.exists());
+        tokio::net::UnixStream::connect(&path).await.expect("connected");
     }
 
     #[tokio::test(start_paused = true)]

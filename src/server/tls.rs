@@ -5,6 +5,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use rustls::{
@@ -21,7 +22,7 @@ use rustls::{
 };
 
 use super::authority::{self, Authority, AuthorityError};
-use crate::{limits, token::Sha256};
+use crate::{ids::UnixMs, limits, token::Sha256};
 
 /// Why the server cannot speak TLS. What runs already goes on with what it has.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,8 @@ pub struct Tls {
     pki: PathBuf,
     own: Option<OwnCertificate>,
     current: Mutex<Current>,
+    /// Held by whoever changes the files, or takes what they hold; when it last warned.
+    changing: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone)]
@@ -67,7 +70,7 @@ impl Tls {
         own: Option<OwnCertificate>,
     ) -> Result<Self, ServerTlsError> {
         let current = load(&pki, Arc::new(authority), own.as_ref())?;
-        Ok(Self { pki, own, current: Mutex::new(current) })
+        Ok(Self { pki, own, current: Mutex::new(current), changing: Mutex::new(None) })
     }
 
     pub fn config(&self) -> Arc<ServerConfig> {
@@ -100,24 +103,74 @@ impl Tls {
         self.authority().roots().iter().map(|root| root.to_vec()).collect()
     }
 
-    /// Reads the files again, and renews the server's certificate when it is time. Returns whether
-    /// anything is new. Blocks.
+    /// Reads the files again, and renews the server's certificate when it is time: what is wrong
+    /// with the one does not keep the other from being done. Returns whether anything is new.
+    /// Blocks.
     pub fn look(&self) -> Result<bool, ServerTlsError> {
-        if self.own.is_none() && self.authority().renew_server()? {
-            tracing::info!("renewed the server's certificate");
+        let mut warned = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = self.take();
+        let renewed = self.renew();
+        self.warn(&mut warned);
+        match (taken, renewed) {
+            (Ok(taken), Ok(renewed)) => Ok(taken || renewed),
+            (Err(err), Ok(_)) => Err(err),
+            (taken, Err(err)) => {
+                let text = "could not renew the server's certificate";
+                tracing::error!(error = &err as &dyn std::error::Error, "{text}");
+                taken
+            }
         }
-        let seen = fingerprint(&self.pki, self.own.as_ref());
-        if seen == self.now().seen {
-            return Ok(false);
-        }
-        let authority = Authority::open(&self.pki)?;
-        let authority = authority.ok_or_else(|| ServerTlsError::Unreadable {
+    }
+
+    /// Changes the authority, and takes what came of it. Blocks.
+    pub fn change(
+        &self,
+        change: impl FnOnce(&Authority) -> Result<Authority, AuthorityError>,
+    ) -> Result<Arc<Authority>, ServerTlsError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        // As the files have it: somebody may have changed them since they were looked at.
+        change(&self.read()?)?;
+        self.take()?;
+        Ok(self.authority())
+    }
+
+    fn read(&self) -> Result<Authority, ServerTlsError> {
+        Authority::open(&self.pki)?.ok_or_else(|| ServerTlsError::Unreadable {
             path: self.pki.clone(),
             reason: "the authority is gone".to_owned(),
-        })?;
-        let new = load(&self.pki, Arc::new(authority), self.own.as_ref())?;
+        })
+    }
+
+    /// Uses what the files hold now; returns whether that is new.
+    fn take(&self) -> Result<bool, ServerTlsError> {
+        if fingerprint(&self.pki, self.own.as_ref()) == self.now().seen {
+            return Ok(false);
+        }
+        let new = load(&self.pki, Arc::new(self.read()?), self.own.as_ref())?;
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = new;
         Ok(true)
+    }
+
+    fn renew(&self) -> Result<bool, ServerTlsError> {
+        if self.own.is_some() || !self.authority().renew_server()? {
+            return Ok(false);
+        }
+        tracing::info!("renewed the server's certificate");
+        self.take()
+    }
+
+    fn warn(&self, warned: &mut Option<Instant>) {
+        let authority = self.authority();
+        if authority.is_ageing(UnixMs::now())
+            && warned.is_none_or(|at| at.elapsed() >= limits::AGEING_WARNING)
+        {
+            *warned = Some(Instant::now());
+            let expires = UNIX_EPOCH
+                + Duration::from_millis(u64::try_from(authority.expires().0).unwrap_or(0));
+            let expires = humantime::format_rfc3339_seconds(expires);
+            let text = "the intermediate expires soon: put root.key back, run fts-server ca renew";
+            tracing::warn!(%expires, "{text}");
+        }
     }
 
     fn now(&self) -> Current {
@@ -235,7 +288,7 @@ impl ClientCertVerifier for RenewableClients {
             return Err(err);
         }
         // As of its last second everything else must hold.
-        let then = UnixTime::since_unix_epoch(std::time::Duration::from_secs(ended));
+        let then = UnixTime::since_unix_epoch(Duration::from_secs(ended));
         self.inner.verify_client_cert(end_entity, intermediates, then)
     }
 

@@ -101,6 +101,11 @@ actions! {
     OperatorRotate = "operator.rotate";
     OperatorRevoke = "operator.revoke";
     AuditRead = "audit.read";
+    CaRotate = "ca.rotate";
+    CaFinish = "ca.finish";
+    CaRenew = "ca.renew";
+    // The server uses other certificates.
+    TlsReload = "tls.reload";
     // The oldest file was removed, to make room.
     AuditDrop = "audit.drop";
     // Refusals that came too fast to be written one by one.
@@ -167,7 +172,7 @@ impl Entry {
     }
 
     /// Makes an entry of the server's own doing.
-    pub(super) fn own(action: Action, detail: Detail) -> Self {
+    pub(in crate::server) fn own(action: Action, detail: Detail) -> Self {
         Self::new(Actor::Server, "", action, Outcome::Done).with(detail)
     }
 

@@ -2,7 +2,11 @@
 
 use rustls::pki_types::CertificateDer;
 use uuid::Uuid;
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    prelude::FromDer as _,
+};
 
 use crate::{
     ids::{ClientId, UnixMs},
@@ -84,6 +88,21 @@ pub(in crate::server) fn life(
     let parsed = parse(leaf)?;
     let ms = |at: x509_parser::time::ASN1Time| UnixMs(at.timestamp().saturating_mul(1000));
     Ok((ms(parsed.validity().not_before), ms(parsed.validity().not_after)))
+}
+
+/// Whether a certificate says that the key of `root` has signed it. It is one of our own files, so
+/// what it says is true.
+pub(super) fn is_signed_by(certificate: &CertificateDer<'_>, root: &CertificateDer<'_>) -> bool {
+    let (Ok(certificate), Ok(root)) = (parse(certificate), parse(root)) else { return false };
+    let signer = certificate.iter_extensions().find_map(|each| match each.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(signer) => signer.key_identifier.as_ref(),
+        _ => None,
+    });
+    let own = root.iter_extensions().find_map(|each| match each.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(own) => Some(own),
+        _ => None,
+    });
+    signer.is_some() && signer == own
 }
 
 /// Returns the public key of a certificate (`SubjectPublicKeyInfo`, DER).

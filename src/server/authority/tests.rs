@@ -1,6 +1,72 @@
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{cell::Cell, fs, os::unix::fs::PermissionsExt as _};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa};
 
 use super::*;
+
+thread_local! {
+    /// How many changes of files there may be before everything is broken off.
+    static CHANGES: Cell<u32> = const { Cell::new(u32::MAX) };
+}
+
+pub(super) fn crash_here() -> io::Result<()> {
+    let left = CHANGES.get().checked_sub(1);
+    left.map(|left| CHANGES.set(left)).ok_or_else(|| io::Error::other("broken off"))
+}
+
+/// Breaks `change` off after each number of changes, until it comes to its end; `check` sees what
+/// it left each time.
+fn broken_off<T>(
+    mut begin: impl FnMut() -> T,
+    change: impl Fn(&T) -> Result<Authority, AuthorityError>,
+    check: impl Fn(T, bool),
+) {
+    for count in 0.. {
+        let world = begin();
+        CHANGES.set(count);
+        let changed = change(&world);
+        CHANGES.set(u32::MAX);
+        check(world, changed.is_ok());
+        match changed {
+            Ok(_) => {
+                assert!(count > 2, "it was broken off here and there");
+                return;
+            }
+            Err(err) => assert!(err.to_string().contains("broken off"), "{err}"),
+        }
+    }
+}
+
+fn opened(dir: &Path) -> Authority {
+    Authority::open(&dir.join("pki")).expect("opened").expect("there")
+}
+
+/// The root that the server's certificate leads to. The whole chain must.
+fn served(authority: &Authority) -> Sha256 {
+    let chain = authority.files.certificates("server.pem").expect("there");
+    let key = authority.files.key("server.key").expect("a key");
+    let fits = identity::public_key(&chain[0]).ok() == Some(key.subject_public_key_info());
+    assert!(fits, "the key is the leaf's");
+    assert!(identity::is_signed_by(&chain[0], &chain[1]), "the intermediate signed the leaf");
+    assert!(identity::is_signed_by(&chain[1], &chain[2]), "the root signed the intermediate");
+    Sha256::of(&chain[2])
+}
+
+/// Lets the server's certificate be of an age at which it is renewed.
+fn age(authority: &Authority) {
+    let mut params = params(
+        SystemTime::now() - limits::SERVER_CERTIFICATE_LIFE,
+        SystemTime::now() + Duration::from_secs(3600),
+        "fts",
+    )
+    .expect("parameters");
+    params.subject_alt_names = Vec::new();
+    let key = KeyPair::generate().expect("a key");
+    let old = authority.old.as_ref().unwrap_or(&authority.signer);
+    let leaf = params.signed_by(&key, &old.issuer).expect("signed").der().clone();
+    let chain = [leaf, old.certificate.clone(), old.root.clone()];
+    authority.files.write_pair(SERVER, &key, &chain).expect("written");
+}
 
 fn authority(dir: &Path) -> Authority {
     Authority::init(&dir.join("pki"), &["fts.example.com".to_owned()]).expect("made")
@@ -153,6 +219,8 @@ fn a_change_of_keys_that_a_crash_broke_off_leaves_a_pair_that_fits() {
         let before = (read(key_name), read(name));
         drop(old.rotate().expect("rotated").finish().expect("finished"));
         let after = (read(key_name), read(name));
+        let roots = [old.roots(), opened(dir.path()).roots()].concat();
+        old.files.write_certificates("roots.pem", &roots).expect("written");
         let waiting = pki.join(format!("{name}.next"));
 
         // Broken off before the key was written, and after.
@@ -167,4 +235,162 @@ fn a_change_of_keys_that_a_crash_broke_off_leaves_a_pair_that_fits() {
             assert_eq!(&read(name), expected, "{name}");
         }
     }
+}
+
+#[test]
+fn a_rotation_broken_off_anywhere_leaves_a_server_that_everybody_knows() {
+    broken_off(
+        || {
+            let dir = tempfile::tempdir().expect("a directory");
+            let old = authority(dir.path());
+            let life = Duration::from_secs(3600);
+            age(&old);
+            let client = old.issue_client(&request(), &id("a"), Uuid::new_v4(), life);
+            (dir, old, client.expect("issued"))
+        },
+        |(_, old, _)| old.rotate(),
+        |(dir, old, _), is_done| {
+            let now = opened(dir.path());
+            assert!(now.roots().contains(&old.roots()[0]), "who came before is known");
+            assert!(now.renew_server().expect("renewed"));
+            assert_eq!(served(&now), old.root(), "the one that everybody knows");
+            now.issue_client(&request(), &id("a"), Uuid::new_v4(), Duration::from_secs(60))
+                .expect("issued");
+            assert!(!is_done || now.root() != old.root());
+
+            // It goes on from there: forward if it had begun, from the start if not.
+            let has_begun = now.is_rotating;
+            let between = if has_begun { now } else { now.rotate().expect("rotated") };
+            assert_eq!(between.roots().len(), 2);
+            let key = between.files.key("root.key").expect("there");
+            let root = identity::public_key(&between.roots()[0]).expect("read");
+            assert_eq!(root, key.subject_public_key_info(), "its key is there to be taken away");
+            let new = between.finish().expect("finished");
+            assert_eq!((served(&new), new.roots().len()), (new.root(), 1));
+        },
+    );
+}
+
+#[test]
+fn the_end_of_a_rotation_broken_off_anywhere_can_be_ended() {
+    broken_off(
+        || {
+            let dir = tempfile::tempdir().expect("a directory");
+            let between = authority(dir.path()).rotate().expect("rotated");
+            (dir, between)
+        },
+        |(_, between)| between.finish(),
+        |(dir, between), _| {
+            let now = opened(dir.path());
+            assert!(between.roots().iter().any(|root| Sha256::of(root) == served(&now)));
+            let new = if now.is_rotating { now.finish().expect("finished") } else { now };
+            assert_eq!(served(&new), new.root());
+            assert_eq!((new.root(), new.roots().len()), (between.root(), 1));
+            let again = new.rotate().expect("rotated").finish().expect("finished");
+            assert_eq!(served(&again), again.root());
+        },
+    );
+}
+
+#[test]
+fn an_authority_whose_making_was_broken_off_anywhere_can_be_made() {
+    broken_off(
+        || tempfile::tempdir().expect("a directory"),
+        |dir| Authority::init(&dir.path().join("pki"), &["localhost".to_owned()]),
+        |dir, is_done| {
+            let pki = dir.path().join("pki");
+            assert_eq!(Authority::open(&pki).expect("opened").is_some(), is_done);
+            if !is_done {
+                Authority::init(&pki, &["localhost".to_owned()]).expect("made");
+            }
+            let made = opened(dir.path());
+            assert_eq!(served(&made), made.root());
+            assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1, "nothing is left");
+        },
+    );
+}
+
+#[test]
+fn one_rotation_at_a_time_and_none_ends_that_did_not_begin() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let old = authority(dir.path());
+    assert!(matches!(old.finish(), Err(AuthorityError::WrongState(_))));
+
+    let between = old.rotate().expect("rotated");
+    assert!(matches!(between.rotate(), Err(AuthorityError::WrongState(_))));
+    assert_eq!(opened(dir.path()).root(), between.root());
+
+    let new = between.finish().expect("finished");
+    assert!(matches!(new.finish(), Err(AuthorityError::WrongState(_))));
+    assert!(!dir.path().join("pki/intermediate.old.key").exists());
+}
+
+#[test]
+fn an_intermediate_is_renewed_with_the_key_of_its_root_alone() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let old = authority(dir.path());
+    let path = dir.path().join("pki/root.key");
+    let key = fs::read(&path).expect("there");
+    fs::remove_file(&path).expect("taken away");
+    let err = old.renew_intermediate().err().expect("no key").to_string();
+    assert!(err.contains("root.key is not there"), "{err}");
+    fs::write(&path, KeyPair::generate().expect("a key").serialize_pem()).expect("written");
+    let err = old.renew_intermediate().err().expect("another key").to_string();
+    assert!(err.contains("not the key of the current root"), "{err}");
+    fs::write(&path, key).expect("put back");
+
+    let new = old.renew_intermediate().expect("renewed");
+
+    assert_ne!(new.signer.certificate, old.signer.certificate);
+    assert_eq!((new.root(), new.roots().len()), (old.root(), 1));
+    assert_eq!(served(&new), old.root());
+    new.issue_client(&request(), &id("a"), Uuid::new_v4(), Duration::from_secs(60))
+        .expect("issued");
+}
+
+/// Gives the authority an intermediate that is good for so long, and began as long ago.
+fn with_intermediate(dir: &Path, life: Duration) -> Authority {
+    let authority = authority(dir);
+    let key = authority.files.key("root.key").expect("there");
+    let root = authority.roots()[0].clone();
+    let now = SystemTime::now();
+    let issuer = rcgen::Issuer::from_ca_cert_der(&root, key).expect("an issuer");
+    let mut params = params(now - life, now + life, "short").expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let key = KeyPair::generate().expect("a key");
+    let signed = params.signed_by(&key, &issuer).expect("signed").der().clone();
+    authority.files.write_pair(INTERMEDIATE, &key, &[signed]).expect("written");
+    opened(dir)
+}
+
+#[test]
+fn nothing_outlives_what_signs_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let hour = Duration::from_secs(3600);
+    let authority = with_intermediate(dir.path(), hour);
+
+    let issued = authority.issue_client(&request(), &id("a"), Uuid::new_v4(), 10 * hour);
+    assert_eq!(issued.expect("issued").expires, authority.expires());
+    authority.issue_server(SystemTime::now(), &authority.signer).expect("issued");
+    let leaf = authority.files.certificates("server.pem").expect("there").swap_remove(0);
+    assert_eq!(life(&leaf).expect("read").1, authority.expires());
+
+    let late = SystemTime::now() + limits::ROOT_LIFE - hour;
+    let key = authority.files.key("root.key").expect("there");
+    let root = &authority.roots()[0];
+    let (intermediate, _) = make_intermediate(root, key, late).expect("made");
+    assert_eq!(life(&intermediate).expect("read").1, life(root).expect("read").1);
+    let over = authority.issue_server(SystemTime::now() + 2 * hour, &authority.signer);
+    assert!(matches!(over, Err(AuthorityError::Expired("intermediate"))));
+}
+
+#[test]
+fn an_intermediate_is_old_when_less_than_a_fifth_of_its_life_is_left() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let authority = authority(dir.path());
+    let (begins, ends) = life(&authority.signer.certificate).expect("read");
+    let at = |tenths: i64| UnixMs(begins.0 + (ends.0 - begins.0) / 10 * tenths);
+    assert!(!authority.is_ageing(UnixMs::now()) && !authority.is_ageing(at(7)));
+    assert!(authority.is_ageing(at(9)) && authority.is_ageing(at(11)));
 }

@@ -102,6 +102,12 @@ pub(super) fn operators(out: &mut impl Write, operators: &[proto::Operator]) -> 
     table(out, &head, rows.collect())
 }
 
+pub(super) fn authority(out: &mut impl Write, authority: &proto::Authority) -> io::Result<()> {
+    let expires = time(authority.intermediate_expire_time.as_ref());
+    let proto::Authority { root, roots, .. } = authority;
+    writeln!(out, "root {root}; {roots} trusted; the intermediate is good until {expires}")
+}
+
 fn table(out: &mut impl Write, head: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
     let head = head.iter().map(|name| (*name).to_owned()).collect();
     let all: Vec<Vec<String>> = std::iter::once(head).chain(rows).collect();
