@@ -101,6 +101,45 @@ async fn what_operators_ask_for_is_on_record_with_who_and_what_came_of_it() {
 }
 
 #[tokio::test]
+async fn changes_of_the_authority_are_in_use_at_once_and_on_record() {
+    let secured = Secured::start().await;
+    let admin = secured.operator("root", Role::Admin, Scope::default()).await;
+    let client = secured.identity("web-1").await;
+    let old = secured.root();
+    let mut calls = AdminClient::new(secured.channel(None).await);
+    let finish = || bearing(&admin, proto::FinishRotationRequest {});
+    let rotate = || bearing(&admin, proto::RotateAuthorityRequest {});
+    let renew = || bearing(&admin, proto::RenewIntermediateRequest {});
+
+    calls.finish_rotation(finish()).await.expect_err("none is under way");
+    let rotated = calls.rotate_authority(rotate()).await.expect("rotated").into_inner();
+    let rotated = rotated.authority.expect("an authority");
+    assert_eq!(rotated.roots, 2);
+    assert_ne!(rotated.root, old.to_string());
+    assert_eq!(secured.tls.authority().root().to_string(), rotated.root);
+    assert_eq!(secured.root(), old, "the server is known as before");
+    calls.rotate_authority(rotate()).await.expect_err("one at a time");
+    secured.channel(Some(&client)).await;
+    calls.renew_intermediate(renew()).await.expect("renewed");
+    let key = secured.pki().join("root.key");
+    std::fs::remove_file(&key).expect("taken away");
+    let missing = calls.renew_intermediate(renew()).await.expect_err("no key");
+    assert!(missing.message().contains("root.key is not there"), "{missing:?}");
+    let finished = calls.finish_rotation(finish()).await.expect("finished").into_inner();
+    assert_eq!(finished.authority.expect("an authority").roots, 1);
+    assert_eq!(secured.root().to_string(), rotated.root);
+    secured.channel(None).await;
+
+    let root = "operator root";
+    let twice = ["asked", "done", "asked", "WRONG_STATE"];
+    assert_eq!(lines(&secured, "ca.rotate"), said(root, twice));
+    assert_eq!(lines(&secured, "ca.renew"), said(root, twice));
+    let finished = ["asked", "WRONG_STATE", "asked", "done"];
+    assert_eq!(lines(&secured, "ca.finish"), said(root, finished));
+    secured.server.stop().await;
+}
+
+#[tokio::test]
 async fn who_joins_renews_and_is_put_out_is_on_record() {
     let World { secured, admin, machine, .. } = world().await;
     let token = secured.join_token("web-2").await;

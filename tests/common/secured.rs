@@ -72,7 +72,7 @@ impl Secured {
     }
 
     pub fn root(&self) -> Sha256 {
-        self.tls.authority().root()
+        self.tls.root().expect("a certificate of its own authority")
     }
 
     pub fn pki(&self) -> std::path::PathBuf {

@@ -3,7 +3,11 @@
 
 use std::{fs, path::Path, sync::Arc};
 
-use fts::{limits, server::authority::Authority, tls::Trust};
+use fts::{
+    limits,
+    server::{audit::read_dir, authority::Authority},
+    tls::Trust,
+};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustix::process::Signal;
 use rustls::{ClientConfig, pki_types::CertificateDer};
@@ -55,6 +59,11 @@ async fn at_a_hang_up_new_callers_see_the_new_certificate_and_connections_stay()
 
     // Long before it would have looked by itself.
     assert!(told.elapsed() < limits::CERTIFICATE_LOOK / 2, "{:?}", told.elapsed());
+    wait_until("it is on record", || {
+        let mut lines = read_dir(&child.dir.path().join("data"), None).expect("an audit");
+        lines
+            .any(|line| line.expect("a line").contains(r#""actor":"server","action":"tls.reload""#))
+    });
     assert_ne!(shown(&new, address).await, before);
     caller::shake(&old, address).await.expect_err("it is of the new root");
     child.ask(standing).await;

@@ -1,8 +1,15 @@
-use std::{cell::Cell, fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    cell::Cell,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    sync::{Arc, mpsc},
+    thread,
+};
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa};
 
 use super::*;
+use crate::server::tls::Tls;
 
 thread_local! {
     /// How many changes of files there may be before everything is broken off.
@@ -393,4 +400,49 @@ fn an_intermediate_is_old_when_less_than_a_fifth_of_its_life_is_left() {
     let at = |tenths: i64| UnixMs(begins.0 + (ends.0 - begins.0) / 10 * tenths);
     assert!(!authority.is_ageing(UnixMs::now()) && !authority.is_ageing(at(7)));
     assert!(authority.is_ageing(at(9)) && authority.is_ageing(at(11)));
+}
+
+#[test]
+fn a_certificate_that_cannot_be_renewed_does_not_keep_others_from_being_taken() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let pki = dir.path().join("pki");
+    let tls = Tls::open(pki.clone(), authority(dir.path()), None).expect("TLS");
+    let root = tls.root();
+    // It is renewed at each look, and there is no room for it.
+    opened(dir.path()).rotate().expect("rotated").finish().expect("finished");
+    age(&opened(dir.path()));
+    fs::create_dir_all(pki.join("server.pem.next.new/full")).expect("made");
+
+    assert!(tls.look().expect("looked"));
+    assert_ne!(tls.root(), root);
+    assert_eq!(tls.authority().root(), opened(dir.path()).root());
+    let begins = |authority: &Authority| {
+        life(&authority.files.certificates("server.pem").expect("there")[0]).expect("read").0
+    };
+    let aged = begins(&tls.authority());
+
+    fs::remove_dir_all(pki.join("server.pem.next.new")).expect("removed");
+    assert!(tls.look().expect("looked"));
+    assert!(begins(&tls.authority()) > aged);
+    assert!(!tls.look().expect("looked"));
+}
+
+#[test]
+fn a_look_waits_for_a_change_of_the_authority() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let pki = dir.path().join("pki");
+    let tls = Arc::new(Tls::open(pki, authority(dir.path()), None).expect("TLS"));
+    let (looked, heard) = mpsc::channel();
+    let looking = Arc::clone(&tls);
+
+    let changed = tls.change(|authority| {
+        thread::spawn(move || looked.send(looking.look().expect("looked")));
+        let early = heard.recv_timeout(Duration::from_millis(300));
+        assert!(early.is_err(), "it looked in the middle of a change");
+        authority.rotate()
+    });
+
+    assert_eq!(changed.expect("changed").roots().len(), 2);
+    let looked = heard.recv_timeout(Duration::from_secs(30)).expect("it went on");
+    assert!(!looked, "the change is in use already");
 }
