@@ -266,7 +266,11 @@ impl Authority {
         let (intermediate, key) = make_intermediate(&root, root_key, now)?;
         let old = &self.signer;
         let old_key = self.files.key(INTERMEDIATE.key)?;
-        self.files.write_pair(OLD_INTERMEDIATE, &old_key, &[old.certificate.clone()])?;
+        self.files.write_pair(
+            OLD_INTERMEDIATE,
+            &old_key,
+            std::slice::from_ref(&old.certificate),
+        )?;
         // Trusted before anything is signed with it.
         self.files.write_certificates("roots.pem", &[old.root.clone(), root.clone()])?;
         self.files.write_root_key(&root_pem)?;
