@@ -98,6 +98,13 @@ pub const CONNECTIONS_PER_CLIENT_MAX: usize = 16;
 /// From accepting a connection to a request with good credentials; to the first byte, where nobody asks
 /// for credentials.
 pub const KNOWN_WITHIN: Duration = Duration::from_secs(10);
+/// What is read of a connection before it has shown who it is: some joins, or a request's head. The
+/// rest waits, unread, until it has.
+pub const UNKNOWN_BYTES_MAX: usize = 64 << 10;
+/// Messages of the methods that take no more than a name: health, and reflection.
+pub const NAME_MESSAGE_BYTES_MAX: usize = 1 << 10;
+/// A client whose identity is good no longer has this long to hear so; then its connections go.
+pub const EXPELLED_WAIT: Duration = Duration::from_secs(5);
 /// From the start of `Connect` to its Hello.
 pub const HELLO_WAIT: Duration = Duration::from_secs(10);
 /// From dialling to Welcome.
@@ -332,6 +339,8 @@ pub const SCOPE_ITEMS_MAX: usize = 256;
 
 pub const PAGE_SIZE: u32 = 100;
 pub const PAGE_SIZE_MAX: u32 = 1000;
+/// Records that are looked through for one page of an operator who may not see all of them.
+pub const PAGE_LOOKED_THROUGH_MAX: usize = 10_000;
 /// A page ends early at this weight: gRPC clients take messages of 4 MiB.
 pub const PAGE_BYTES_MAX: usize = 2 << 20;
 /// Pieces in which `GET …/content` reads a file.
@@ -342,6 +351,8 @@ pub const WAIT_MAX: Duration = Duration::from_secs(300);
 pub const HTTP_BODY_BYTES_MAX: usize = 64 << 10;
 /// Watches that one server serves at a time.
 pub const WATCHES_MAX: usize = 1024;
+/// Of these, one operator may have so many.
+pub const WATCHES_PER_OPERATOR_MAX: usize = 128;
 /// Changes that a watch may lag behind before it re-reads from the store.
 pub const WATCH_LAG_MAX: usize = 1024;
 /// Progress of one transfer is told this often.

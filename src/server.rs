@@ -25,6 +25,7 @@ pub mod audit;
 mod audited;
 pub mod authority;
 pub mod check;
+mod clients;
 pub mod command;
 pub mod config;
 mod connection;
@@ -195,6 +196,8 @@ impl Server {
         let (health, health_service) = tonic_health::server::health_reporter();
         health.set_serving::<FileTransferServer>().await;
         health.set_serving::<ControlServer>().await;
+        let health_service =
+            health_service.max_decoding_message_size(limits::NAME_MESSAGE_BYTES_MAX);
         let app = self.app(health_service)?;
         drop(self.shutdown.spawn(sweeper::run(Arc::clone(&self.coordinator))));
         if let Security::Tls(tls) = &self.security {
@@ -235,7 +238,8 @@ impl Server {
             Security::Clear(_) => None,
             Security::Tls(tls) => Some(Arc::clone(tls)),
         };
-        let reception = Reception::new(tls, self.audit.clone(), &self.shutdown);
+        let clients = Arc::clone(&self.coordinator.clients);
+        let reception = Reception::new(tls, self.audit.clone(), clients, &self.shutdown);
         let serve = |incoming| {
             transport().add_routes(Routes::from(app.clone())).serve_with_incoming_shutdown(
                 incoming,
@@ -278,8 +282,18 @@ impl Server {
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
         let mut grpc = Routes::builder();
         grpc.add_service(health)
-            .add_service(reflection().build_v1().map_err(ServeError::Reflection)?)
-            .add_service(reflection().build_v1alpha().map_err(ServeError::Reflection)?)
+            .add_service(
+                reflection()
+                    .build_v1()
+                    .map_err(ServeError::Reflection)?
+                    .max_decoding_message_size(limits::NAME_MESSAGE_BYTES_MAX),
+            )
+            .add_service(
+                reflection()
+                    .build_v1alpha()
+                    .map_err(ServeError::Reflection)?
+                    .max_decoding_message_size(limits::NAME_MESSAGE_BYTES_MAX),
+            )
             .add_service(self.enrolment())
             .add_service(self.admin())
             .add_service(control);

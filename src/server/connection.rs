@@ -4,10 +4,7 @@
 use std::{
     fmt, io,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -18,11 +15,11 @@ use tokio::{
     time::Sleep,
 };
 use tokio_rustls::server::TlsStream;
-use tokio_util::sync::WaitForCancellationFutureOwned;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::Connected;
 
 use super::{authority::ClientCertificate, preauth::Entry};
-use crate::tls::ReadAhead;
+use crate::{limits, tls::ReadAhead};
 
 /// What may be asked for on a listener.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,32 +48,36 @@ pub struct Peer {
 /// Whether the peer has shown who it is.
 struct Known {
     entry: Option<Entry>,
-    is_known: AtomicBool,
+    /// Fires once it has.
+    shown: CancellationToken,
 }
 
 impl Peer {
     pub(super) fn new(surface: Surface, address: String) -> Self {
-        let known = Known { entry: None, is_known: AtomicBool::new(true) };
+        let known = Known { entry: None, shown: CancellationToken::new() };
+        known.shown.cancel();
         Self { surface, address, certificate: None, known: Arc::new(known) }
     }
 
     /// Of a connection that has yet to show who it is.
     pub(super) fn unknown(surface: Surface, address: String, entry: Entry) -> Self {
-        let known = Known { entry: Some(entry), is_known: AtomicBool::new(false) };
+        let known = Known { entry: Some(entry), shown: CancellationToken::new() };
         Self { surface, address, certificate: None, known: Arc::new(known) }
     }
 
     /// The peer has shown who it is, or nobody asks here.
     pub fn note_known(&self) {
-        if !self.known.is_known.swap(true, Ordering::Relaxed)
-            && let Some(entry) = &self.known.entry
-        {
+        if self.is_known() {
+            return;
+        }
+        if let Some(entry) = &self.known.entry {
             entry.leave();
         }
+        self.known.shown.cancel();
     }
 
     fn is_known(&self) -> bool {
-        self.known.is_known.load(Ordering::Relaxed)
+        self.known.shown.is_cancelled()
     }
 }
 
@@ -112,19 +113,27 @@ pub struct Connection {
     stream: Stream,
     peer: Peer,
     known_by: KnownBy,
-    /// Runs until the peer is known.
-    deadline: Option<Pin<Box<Sleep>>>,
+    /// Until the peer is known.
+    unknown: Option<Unknown>,
     /// Fires when the server aborts, or others press: then reads and writes fail, so nothing that
     /// holds this can go on for ever.
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     _held: Held,
 }
 
+/// What holds for a peer until it is known.
+struct Unknown {
+    deadline: Pin<Box<Sleep>>,
+    /// Fires once it is known.
+    shown: Pin<Box<WaitForCancellationFutureOwned>>,
+    received_bytes: usize,
+}
+
 /// What a connection takes up for as long as it is.
 pub(super) struct Held {
     pub(super) _place: Option<OwnedSemaphorePermit>,
     /// Among those of its client.
-    pub(super) of_client: Option<super::listener::OfClient>,
+    pub(super) of_client: Option<super::clients::OfClient>,
 }
 
 impl Connection {
@@ -136,11 +145,16 @@ impl Connection {
         cut: WaitForCancellationFutureOwned,
         held: Held,
     ) -> Self {
-        let deadline = deadline.map(Box::pin);
-        Self { stream, peer, known_by, deadline, cut: Box::pin(cut), _held: held }
+        let unknown = deadline.map(|deadline| Unknown {
+            deadline: Box::pin(deadline),
+            shown: Box::pin(peer.known.shown.clone().cancelled_owned()),
+            received_bytes: 0,
+        });
+        Self { stream, peer, known_by, unknown, cut: Box::pin(cut), _held: held }
     }
 
-    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    /// Fails once the connection is cut.
+    fn check_cut(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         match self.cut.as_mut().poll(cx) {
             Poll::Ready(()) => Err(io::ErrorKind::ConnectionAborted.into()),
             Poll::Pending => Ok(()),
@@ -150,12 +164,21 @@ impl Connection {
     /// Fails once the time is over in which the peer must have shown who it is.
     fn check_deadline(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.peer.is_known() {
-            self.deadline = None;
+            self.unknown = None;
         }
-        match self.deadline.as_mut().map(|deadline| deadline.as_mut().poll(cx)) {
+        match self.unknown.as_mut().map(|unknown| unknown.deadline.as_mut().poll(cx)) {
             Some(Poll::Ready(())) => Err(io::ErrorKind::TimedOut.into()),
             _ => Ok(()),
         }
+    }
+
+    /// Returns whether the peer has sent as much as it may before it is known. Then the task is
+    /// woken once it is.
+    fn is_overdrawn(&mut self, cx: &mut Context<'_>) -> bool {
+        self.unknown.as_mut().is_some_and(|unknown| {
+            unknown.received_bytes >= limits::UNKNOWN_BYTES_MAX
+                && unknown.shown.as_mut().poll(cx).is_pending()
+        })
     }
 }
 
@@ -180,15 +203,23 @@ impl AsyncRead for Connection {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        this.check(cx)?;
+        this.check_cut(cx)?;
+        if this.is_overdrawn(cx) {
+            this.check_deadline(cx)?;
+            return Poll::Pending;
+        }
         let filled = buf.filled().len();
         let read = match &mut this.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_read(cx, buf),
             Stream::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, buf),
             Stream::Socket(stream) => Pin::new(stream).poll_read(cx, buf),
         }?;
-        if this.known_by == KnownBy::FirstByte && buf.filled().len() > filled {
+        let received = buf.filled().len() - filled;
+        if this.known_by == KnownBy::FirstByte && received > 0 {
             this.peer.note_known();
+        }
+        if let Some(unknown) = &mut this.unknown {
+            unknown.received_bytes = unknown.received_bytes.saturating_add(received);
         }
         this.check_deadline(cx)?;
         read.map(Ok)
@@ -201,7 +232,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
+        self.check_cut(cx)?;
         self.check_deadline(cx)?;
         match &mut self.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_write(cx, data),
@@ -215,7 +246,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
+        self.check_cut(cx)?;
         self.check_deadline(cx)?;
         match &mut self.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, data),
@@ -233,7 +264,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
+        self.check_cut(cx)?;
         self.check_deadline(cx)?;
         match &mut self.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_flush(cx),
@@ -243,7 +274,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
+        self.check_cut(cx)?;
         self.check_deadline(cx)?;
         match &mut self.stream {
             Stream::Clear(stream) => Pin::new(stream).poll_shutdown(cx),

@@ -13,6 +13,7 @@ use std::{
 use tokio::sync::broadcast;
 
 use super::{
+    clients::Clients,
     error::Error,
     landing::{Landing, LandingError},
     metrics::Metrics,
@@ -79,6 +80,7 @@ pub struct Coordinator {
     pub(super) shutdown: Shutdown,
     pub(super) sessions: Sessions,
     pub(super) uploads: Arc<Uploads>,
+    pub(super) clients: Arc<Clients>,
     retention: Retention,
     pub(super) quotas: Quotas,
     /// Files that landed, and whose records may not say so.
@@ -106,6 +108,7 @@ impl Coordinator {
             shutdown: parts.shutdown,
             sessions: Sessions::new(parts.heartbeat),
             uploads: Arc::new(Uploads::new(parts.uploads_max)),
+            clients: Arc::default(),
             retention: parts.retention,
             quotas: Quotas::new(parts.quotas),
             doubtful: Mutex::default(),

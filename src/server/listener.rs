@@ -3,12 +3,11 @@
 //! instead of spinning it.
 
 use std::{
-    collections::HashMap,
     io,
     net::SocketAddr,
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -21,16 +20,16 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
-use uuid::Uuid;
 
 use super::{
     audit::{Action, Actor, Audit, Detail, Entry, Outcome},
     authority::{ClientCertificate, IdentityError},
+    clients::Clients,
     connection::{Connection, Held, KnownBy, Peer, Stream, Surface},
     preauth::PreAuth,
     tls::Tls,
 };
-use crate::{ids::ClientId, limits, shutdown::Shutdown, status::Reason, tls::ReadAhead};
+use crate::{limits, shutdown::Shutdown, status::Reason, tls::ReadAhead};
 
 /// Listens on `address`, with a queue for a fleet that comes at once.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -83,6 +82,7 @@ impl Reception {
     pub(super) fn new(
         tls: Option<Arc<Tls>>,
         audit: Option<Audit>,
+        clients: Arc<Clients>,
         shutdown: &Shutdown,
     ) -> Arc<Self> {
         let places = places();
@@ -91,7 +91,7 @@ impl Reception {
             audit,
             places: Arc::new(Semaphore::new(places)),
             preauth: PreAuth::new(limits::UNKNOWN_CONNECTIONS_MAX.min(places / 4)),
-            clients: Arc::default(),
+            clients,
             shutdown: shutdown.clone(),
         })
     }
@@ -193,7 +193,7 @@ impl Reception {
                 }
             };
             if let Some(certificate) = certificate {
-                held.of_client = Some(clients.enter(&certificate.client, certificate.uid)?);
+                held.of_client = Some(clients.enter(&certificate, cut)?);
                 peer.certificate = Some(Arc::new(certificate));
             }
             let (deadline, by) = (Some(sleep_until(until)), KnownBy::Credentials);
@@ -269,44 +269,6 @@ fn note_refusal(audit: Option<&Audit>, address: SocketAddr, why: String) {
     audit.refused(entry.with(Detail::Text(why)));
 }
 
-/// How many connections each client has: by its identity, so that whoever holds a certificate that
-/// was replaced takes no place of who has the id now.
-#[derive(Debug, Default)]
-struct Clients(Mutex<HashMap<Uuid, usize>>);
-
-/// One of them, until this is dropped.
-#[derive(Debug)]
-pub(super) struct OfClient {
-    clients: Arc<Clients>,
-    uid: Uuid,
-}
-
-impl Clients {
-    /// `None`: it has as many as it may have.
-    fn enter(self: &Arc<Self>, client: &ClientId, uid: Uuid) -> Option<OfClient> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = counts.entry(uid).or_default();
-        if *count >= limits::CONNECTIONS_PER_CLIENT_MAX {
-            tracing::warn!(client_id = client.as_str(), "a client has too many connections");
-            return None;
-        }
-        *count += 1;
-        Some(OfClient { clients: Arc::clone(self), uid })
-    }
-}
-
-impl Drop for OfClient {
-    fn drop(&mut self) {
-        let mut counts = self.clients.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.uid);
-            }
-        }
-    }
-}
-
 /// Returns how many connections are held: the rest of the files that may be open is for the disk.
 fn places() -> usize {
     let files = raise_file_limit();
@@ -360,17 +322,27 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use std::{
+        pin::Pin,
+        task::{Context, Poll, Waker},
+    };
+
+    use futures_util::FutureExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWrite as _, AsyncWriteExt as _};
     use tokio_stream::StreamExt as _;
+    use tokio_util::sync::CancellationToken;
+    use tonic::transport::server::Connected as _;
 
     use super::*;
+    use crate::server::authority::Authority;
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
     async fn connected(shutdown: &Shutdown) -> (TcpStream, Connection) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let mut accepted = Reception::new(None, None, shutdown).accept(listener, Surface::All);
+        let mut accepted =
+            Reception::new(None, None, Arc::default(), shutdown).accept(listener, Surface::All);
         let peer = TcpStream::connect(address).await.expect("connected");
         let connection = accepted.next().await.expect("accepted").expect("no error");
         (peer, connection)
@@ -406,7 +378,8 @@ mod tests {
         let (_silent, mut connection) = connected(&Shutdown::new()).await;
         let began = Instant::now();
 
-        let err = connection.read_u8().await.expect_err("let go");
+        let read = tokio::time::timeout(2 * limits::KNOWN_WITHIN, connection.read_u8()).await;
+        let err = read.expect("not for ever").expect_err("let go");
 
         assert_eq!(err.kind(), io::ErrorKind::TimedOut);
         assert!(began.elapsed() >= limits::KNOWN_WITHIN);
@@ -441,20 +414,150 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_client_has_only_so_many_connections() {
-        let clients = Arc::new(Clients::default());
-        let client: ClientId = "a".parse().expect("an id");
-        let (uid, other) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let mut held: Vec<_> = (0..limits::CONNECTIONS_PER_CLIENT_MAX)
-            .map(|_| clients.enter(&client, uid).expect("one more"))
-            .collect();
-        assert!(clients.enter(&client, uid).is_none());
-        assert!(clients.enter(&client, other).is_some(), "who has the id now has its own");
-        held.pop();
-        assert!(clients.enter(&client, uid).is_some());
-        drop(held);
-        assert!(clients.0.lock().expect("not poisoned").is_empty());
+    /// The two ends of a connection in TLS whose caller has shown nothing of who it is, at a server
+    /// that has so many places for these.
+    async fn in_tls(
+        places: usize,
+    ) -> (Reception, tokio_rustls::client::TlsStream<TcpStream>, Connection) {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let authority = Authority::init(dir.path(), &["localhost".to_owned()]).expect("made");
+        let mut roots = rustls::RootCertStore::empty();
+        authority.roots().iter().for_each(|root| roots.add(root.clone()).expect("a root"));
+        let tls = Tls::open(dir.path().to_owned(), authority, None).expect("TLS");
+        let reception = Reception {
+            audit: None,
+            tls: Some(Arc::new(tls)),
+            places: Arc::new(Semaphore::new(8)),
+            preauth: PreAuth::new(places),
+            clients: Arc::default(),
+            shutdown: Shutdown::new(),
+        };
+        let config = rustls::ClientConfig::builder_with_provider(crate::tls::provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("small");
+        let dialled = socket.connect(listener.local_addr().expect("an address"));
+        let (dialled, accepted) = tokio::join!(dialled, listener.accept());
+        let (stream, address) = accepted.expect("accepted");
+        let place = Arc::clone(&reception.places).acquire_owned().await.expect("free");
+        let greeting = reception.greeting(stream, address, Surface::All, place);
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let name = "localhost".try_into().expect("a name");
+        let shaking = connector.connect(name, dialled.expect("connected"));
+        let (caller, connection) = tokio::join!(shaking, greeting);
+        (reception, caller.expect("shaken"), connection.expect("greeted"))
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Op {
+        Write,
+        WriteVectored,
+        Flush,
+        Shutdown,
+    }
+
+    const OPS: [Op; 4] = [Op::Write, Op::WriteVectored, Op::Flush, Op::Shutdown];
+
+    impl Op {
+        fn poll(
+            self,
+            connection: &mut Connection,
+            cx: &mut Context<'_>,
+        ) -> Poll<io::Result<usize>> {
+            let connection = Pin::new(connection);
+            match self {
+                Self::Write => connection.poll_write(cx, &[0; 4096]),
+                Self::WriteVectored => {
+                    connection.poll_write_vectored(cx, &[io::IoSlice::new(&[0; 4096])])
+                }
+                Self::Flush => connection.poll_flush(cx).map_ok(|()| 0),
+                Self::Shutdown => connection.poll_shutdown(cx).map_ok(|()| 0),
+            }
+        }
+
+        /// Does this, and nothing else, to a caller who never reads, and returns how it ends.
+        async fn stuck(self, connection: &mut Connection) -> io::ErrorKind {
+            let stuck = std::future::poll_fn(|cx| {
+                loop {
+                    // What fills the buffers must not be what wakes this.
+                    let mut nobody = Context::from_waker(Waker::noop());
+                    while let Poll::Ready(Ok(_)) = Self::Write.poll(connection, &mut nobody) {}
+                    match self.poll(connection, cx) {
+                        Poll::Ready(Ok(_)) => {}
+                        Poll::Ready(Err(err)) => return Poll::Ready(err.kind()),
+                        Poll::Pending => return Poll::Pending,
+                    }
+                }
+            });
+            let stuck = tokio::time::timeout(2 * limits::KNOWN_WITHIN, stuck).await;
+            stuck.unwrap_or_else(|_| panic!("{self:?} hangs for ever"))
+        }
+    }
+
+    #[tokio::test]
+    async fn who_never_reads_is_gone_in_time_whatever_the_server_does() {
+        for op in OPS {
+            let (_reception, _caller, mut connection) = in_tls(8).await;
+            tokio::time::pause();
+            assert_eq!(op.stuck(&mut connection).await, io::ErrorKind::TimedOut, "{op:?}");
+            tokio::time::resume();
+        }
+    }
+
+    #[tokio::test]
+    async fn who_never_reads_makes_room_for_others_whatever_the_server_does() {
+        for op in OPS {
+            let (reception, _caller, mut connection) = in_tls(1).await;
+            let mut stuck = Box::pin(op.stuck(&mut connection));
+            assert!(stuck.as_mut().now_or_never().is_none(), "{op:?} is stuck");
+
+            let other = "127.0.0.2".parse().expect("an address");
+            let _other = reception.preauth.enter(other, CancellationToken::new());
+
+            let ended = tokio::time::timeout(limits::KNOWN_WITHIN / 2, stuck).await;
+            let ended = ended.unwrap_or_else(|_| panic!("{op:?} goes on"));
+            assert_eq!(ended, io::ErrorKind::ConnectionAborted, "{op:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_is_unknown_is_read_so_far_and_the_rest_once_it_is_known() {
+        let (_reception, caller, mut connection) = in_tls(8).await;
+        let total = 8 * limits::UNKNOWN_BYTES_MAX;
+        let (_read, mut write) = tokio::io::split(caller);
+        let mut sending = JoinSet::new();
+        sending.spawn(async move { write.write_all(&vec![7; total]).await });
+        let peer = connection.connect_info();
+        let mut piece = vec![0; 4096];
+        let mut received = 0;
+        let read_until_it_waits = async {
+            while let Ok(len) = connection.read(&mut piece).await {
+                received += len;
+            }
+        };
+        tokio::time::timeout(Duration::from_millis(500), read_until_it_waits)
+            .await
+            .expect_err("it waits");
+        assert!(received >= limits::UNKNOWN_BYTES_MAX, "{received}");
+        assert!(received < limits::UNKNOWN_BYTES_MAX + piece.len(), "{received}");
+
+        let known = async {
+            tokio::task::yield_now().await;
+            peer.note_known();
+        };
+        let rest = async {
+            while received < total {
+                received += connection.read(&mut piece).await.expect("read");
+            }
+        };
+        let both = async { tokio::join!(rest, known) };
+        tokio::time::timeout(PATIENCE, both).await.expect("read on");
+        let written = sending.join_next().await.expect("one");
+        written.expect("no panic").expect("sent");
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ use fts::{
 use rcgen::{CertificateParams, KeyPair};
 use tokio::{
     io::AsyncReadExt as _,
+    task::JoinHandle,
     time::{Instant, sleep, timeout},
 };
 
@@ -28,7 +29,7 @@ use super::{
     common::{
         bytes,
         raw::{self, RawSession, chunks, hello},
-        secured::{Secured, bearing},
+        secured::{Identity, Secured, bearing, identity},
     },
     machine::{Machine, record, trigger, until},
 };
@@ -175,18 +176,73 @@ async fn a_machine_that_is_replaced_loses_its_session_and_its_uploads_at_once() 
     let _upload = old.begin(&secured, transfer, &data).await;
     until(&secured, transfer, State::Receiving).await;
 
-    let token = join_token(&secured, "web-1", true).await;
+    replace(&secured, "web-1").await;
+
+    expelled(&secured, old, transfer).await;
+    secured.server.stop().await;
+}
+
+/// A connection of a client on which nothing runs any more.
+struct Idle {
+    /// Without it, the connection would be given up.
+    _ask: h2::client::SendRequest<bytes::Bytes>,
+    connection: JoinHandle<()>,
+}
+
+impl Idle {
+    async fn open(secured: &Secured, identity: &Identity) -> Self {
+        let io = secured.route(Some(identity)).connect().await.expect("connected");
+        let (mut ask, connection) = h2::client::handshake(io).await.expect("HTTP/2");
+        #[allow(clippy::disallowed_methods)] // ends with the server, at the latest
+        let connection = tokio::spawn(async { drop(connection.await) });
+        // Without a certificate request: so the server knows who it is, and nothing changes.
+        let request = http::Request::post(format!("{}/fts.v1.Enrolment/Renew", secured.url()))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let (answer, _) = ask.send_request(request.body(()).expect("valid"), true).expect("sent");
+        answer.await.expect("answered");
+        Self { _ask: ask, connection }
+    }
+
+    /// Waits until the server ends it.
+    async fn end(self) {
+        timeout(PROMISED, self.connection).await.expect("in time").expect("no panic");
+    }
+}
+
+/// Joins by asking the server, in the place of whoever has this id.
+async fn replace(secured: &Secured, client: &str) -> Identity {
+    let token = join_token(secured, client, true).await;
     let key = KeyPair::generate().expect("a key");
     let csr = CertificateParams::default().serialize_request(&key).expect("signed");
     let ask = proto::JoinRequest {
-        client_id: "web-1".to_owned(),
+        client_id: client.to_owned(),
         certificate_request: csr.der().to_vec().into(),
         host_name: "new-host".to_owned(),
     };
     let mut enrolment = EnrolmentClient::new(secured.channel(None).await);
-    enrolment.join(bearing(&token, ask)).await.expect("joined");
+    let joined = enrolment.join(bearing(&token, ask)).await.expect("joined");
+    let certificate = joined.into_inner().certificate.expect("one");
+    let chain = certificate.chain.iter().map(|der| der.to_vec().into()).collect();
+    identity(client.parse().expect("an id"), &key, chain)
+}
 
-    expelled(&secured, old, transfer).await;
+#[tokio::test]
+async fn idle_connections_of_who_is_put_out_end_and_no_others() {
+    let secured = Secured::start().await;
+    let (revoked, other) = (secured.identity("web-1").await, secured.identity("web-2").await);
+    let replaced = secured.identity("web-3").await;
+    let of_revoked = Idle::open(&secured, &revoked).await;
+    let of_other = Idle::open(&secured, &other).await;
+    let of_replaced = Idle::open(&secured, &replaced).await;
+
+    secured.administration.revoke(&revoked.client).await.expect("revoked");
+    let now = replace(&secured, "web-3").await;
+    let of_now = Idle::open(&secured, &now).await;
+
+    of_revoked.end().await;
+    of_replaced.end().await;
+    assert!(!of_other.connection.is_finished() && !of_now.connection.is_finished());
     secured.server.stop().await;
 }
 

@@ -1,9 +1,13 @@
 //! Callers who hoard: connections, streams, headers, bodies.
 
+use std::{net::SocketAddr, sync::Arc};
+
 use fts::{limits, tls::ALPN_HTTP2};
+use rustls::ClientConfig;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
+    task::JoinSet,
     time::{Duration, Instant, timeout},
 };
 use tokio_rustls::client::TlsStream;
@@ -104,6 +108,67 @@ async fn ten_thousand_streams_of_nobody_take_little_memory_and_end_in_time() {
     assert!(took < limits::KNOWN_WITHIN + Duration::from_secs(5), "{took:?}");
     assert!(grown < 64 << 20, "{grown} bytes");
     child.ask(child.channel(None).await).await;
+}
+
+/// Connections that send all that they can.
+const SENDERS: u64 = 256;
+/// What each would like to send.
+const WOULD_SEND: usize = 2 << 20;
+
+/// A health check that never ends: frames of a message that says it is long.
+async fn send_all_it_can(config: Arc<ClientConfig>, address: SocketAddr) -> TlsStream<TcpStream> {
+    let mut stream = caller::shake(&config, address).await.expect("TLS");
+    let path = b"/grpc.health.v1.Health/Check";
+    let kind = b"application/grpc";
+    let block = [
+        &[0x83, 0x87, 0x04, u8::try_from(path.len()).expect("short")][..],
+        path,
+        &[0x41, 9],
+        b"localhost",
+        &[0x0f, 0x10, u8::try_from(kind.len()).expect("short")],
+        kind,
+    ]
+    .concat();
+    let length = u8::try_from(block.len()).expect("short");
+    let head = [PREFACE, &[0, 0, length, 1, 4, 0, 0, 0, 1], &block].concat();
+    drop(stream.write_all(&head).await);
+    // Only who has taken the server's settings has its windows.
+    caller::first_bytes(&mut stream).await;
+    drop(stream.write_all(&[0, 0, 0, 4, 1, 0, 0, 0, 0]).await);
+    let mut message = vec![0; 16 << 10];
+    message[1..5].copy_from_slice(&(3_u32 << 20).to_be_bytes());
+    let frame = [0, 0x40, 0, 0, 0, 0, 0, 0, 1];
+    for _ in 0..WOULD_SEND / message.len() {
+        let send = async {
+            stream.write_all(&frame).await?;
+            stream.write_all(&message).await?;
+            stream.flush().await
+        };
+        // Nothing more is taken.
+        let Ok(Ok(())) = timeout(Duration::from_secs(1), send).await else { break };
+        message.fill(0);
+    }
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_who_are_nobody_and_send_all_they_can_take_little_memory() {
+    let child = Child::start();
+    child.ask(child.channel(None).await).await;
+    let before = child.memory();
+    let config = caller::config(&child.authority(), None, &[ALPN_HTTP2]);
+
+    let mut senders = JoinSet::new();
+    for _ in 0..SENDERS {
+        senders.spawn(send_all_it_can(Arc::clone(&config), child.server.address));
+    }
+    let held = senders.join_all().await;
+    let grown = child.most_memory().saturating_sub(before);
+
+    eprintln!("{SENDERS} took {} KiB each", (grown / SENDERS) >> 10);
+    assert!(grown < SENDERS * (384 << 10), "{grown} bytes");
+    child.ask(child.channel(None).await).await;
+    drop(held);
 }
 
 #[tokio::test]

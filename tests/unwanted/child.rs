@@ -133,8 +133,17 @@ impl Child {
 
     /// Returns the memory that it has, in bytes.
     pub fn memory(&self) -> u64 {
+        self.memory_by("VmRSS:")
+    }
+
+    /// Returns the most that it ever had.
+    pub fn most_memory(&self) -> u64 {
+        self.memory_by("VmHWM:")
+    }
+
+    fn memory_by(&self, name: &str) -> u64 {
         let status = self.proc("status");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("known");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("known");
         let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
         kib << 10
     }

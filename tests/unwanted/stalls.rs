@@ -225,6 +225,7 @@ async fn who_asks_and_never_reads_is_gone_in_time() {
         ask_and_never_read(&child, ALPN_HTTP2, PREFACE, ping),
     );
 
+    eprintln!("all has been said after {:.1?}", began.elapsed());
     child.back_to(base).await;
     eprintln!("gone after {:.1?}", began.elapsed());
     assert!(began.elapsed() < limits::KNOWN_WITHIN + Duration::from_secs(10));

@@ -29,7 +29,7 @@ impl Coordinator {
         }
     }
 
-    /// Ends the session and the uploads of a client.
+    /// Ends the session and the uploads of a client, and its connections a little later.
     pub(in crate::server) fn expel(&self, client: &ClientId) {
         let session = self.sessions.find(client);
         if let Some(session) = &session {
@@ -46,6 +46,7 @@ impl Coordinator {
             let client_id = client.as_str();
             tracing::info!(client_id, uploads, "ended what a client had running");
         }
+        self.clients.let_go(client, &self.shutdown);
     }
 
     /// Cancels what a client has not delivered: nobody will ever deliver it.
