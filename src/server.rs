@@ -61,6 +61,7 @@ mod transfer_api;
 mod until_over;
 mod uploads;
 pub mod view;
+mod watches;
 
 pub use listener::{listen, listen_socket};
 

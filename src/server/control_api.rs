@@ -3,7 +3,6 @@
 
 use std::{ops::Range, pin::Pin, sync::Arc};
 
-use tokio::sync::Semaphore;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status};
 
@@ -15,6 +14,7 @@ use super::{
     file_stream::FileStream,
     gate::Caller,
     page::Page,
+    watches::Watches,
 };
 use crate::{
     chunk::crc32c,
@@ -31,12 +31,12 @@ use crate::{
 /// The service `fts.v1.Control`.
 pub struct ControlApi {
     desk: Arc<Desk>,
-    watches: Arc<Semaphore>,
+    watches: Arc<Watches>,
 }
 
 impl ControlApi {
     pub fn new(desk: Arc<Desk>) -> Self {
-        Self { desk, watches: Arc::new(Semaphore::new(limits::WATCHES_MAX)) }
+        Self { desk, watches: Watches::new() }
     }
 
     fn serve<T>(&self, request: &Request<T>) -> Result<Served, Status> {
@@ -91,11 +91,15 @@ impl Control for ControlApi {
     ) -> Answer<Self::WatchTransfersStream> {
         let desk = self.serve(&request)?;
         let query = request.into_inner().try_into().map_err(malformed)?;
-        let permit = Arc::clone(&self.watches).try_acquire_owned().map_err(|_| too_many())?;
+        let operator = match desk.caller() {
+            Caller::Operator(operator) => Some(&operator.name),
+            _ => None,
+        };
+        let watching = self.watches.begin(operator).map_err(Error::into_status)?;
         let watch = desk.watch(query).await.map_err(Error::into_status)?;
         let items = watch.map(move |item| {
             // Held for as long as the stream is.
-            let _ = &permit;
+            let _ = &watching;
             item.map(Into::into).map_err(Error::into_status)
         });
         Ok(Response::new(Box::pin(items)))
@@ -209,11 +213,6 @@ fn transfer_id(text: &str) -> Result<TransferId, Status> {
 
 fn malformed(err: impl Into<WireError>) -> Status {
     status::status(Reason::InvalidArgument, err.into().to_string())
-}
-
-fn too_many() -> Status {
-    let text = format!("{} watches are running, which is the most", limits::WATCHES_MAX);
-    status::status(Reason::TooMany, text)
 }
 
 /// Returns which bytes of a file of `size` bytes are asked for.
