@@ -124,15 +124,16 @@ impl Gate {
     }
 
     async fn decide(&self, request: &Parts) -> Result<Option<Caller>, Error> {
+        // Every listener says who is at the other end.
         let peer = request.extensions.get::<Peer>();
-        let surface = peer.map_or(Surface::All, |peer| peer.surface);
-        if surface == Surface::Socket {
+        let peer = peer.ok_or_else(|| Error::Internal("a request has no peer".to_owned()))?;
+        if peer.surface == Surface::Socket {
             return Ok(Some(Caller::Owner));
         }
         guard::check(self.rules, &request.uri, &request.headers)
             .map_err(|refusal| Error::refused(Reason::NotLocal, refusal.to_string()))?;
         let need = need(request);
-        if !is_served(surface, need) {
+        if !is_served(peer.surface, need) {
             return Err(Error::refused(Reason::NotFound, "not on this listener"));
         }
         let Some(credentials) = &self.credentials else {
@@ -143,8 +144,7 @@ impl Gate {
             Need::Nothing => return Ok(None),
             Need::JoinToken => joiner(credentials.as_ref(), headers).await?,
             Need::Client | Need::ClientToRenew => {
-                let certificate = peer.and_then(|peer| peer.certificate.as_ref());
-                let certificate = certificate.ok_or_else(|| {
+                let certificate = peer.certificate.as_ref().ok_or_else(|| {
                     unauthenticated("a client's certificate is needed: fts-client join")
                 })?;
                 client(credentials.as_ref(), certificate, need).await?;
@@ -155,7 +155,7 @@ impl Gate {
             }
         };
         // A join is one call: whoever holds its token needs no more time than anybody.
-        if let Some(peer) = peer.filter(|_| !matches!(caller, Caller::Joiner(_))) {
+        if !matches!(caller, Caller::Joiner(_)) {
             peer.note_known();
         }
         Ok(Some(caller))
@@ -334,10 +334,15 @@ mod tests {
         Gate::open(ClearText::LoopbackOnly).before(app.fallback(|| async { "fallback" }))
     }
 
+    fn peer() -> Peer {
+        Peer::new(Surface::All, "127.0.0.1:1".to_owned())
+    }
+
     #[tokio::test]
     async fn a_refusal_over_http_is_a_problem_and_covers_the_fallback() {
         for path in ["/x", "/nowhere"] {
-            let request = Request::post(path).header("host", "evil.com").body(Body::empty());
+            let request = Request::post(path).header("host", "evil.com").extension(peer());
+            let request = request.body(Body::empty());
             let response = app().oneshot(request.expect("valid")).await.expect("infallible");
             assert_eq!(response.status(), StatusCode::FORBIDDEN);
             assert_eq!(response.headers()["content-type"], "application/problem+json");
@@ -351,7 +356,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_over_grpc_is_a_status_with_our_reason() {
         let request = Request::post("http://evil.com/x").header("content-type", "application/grpc");
-        let request = request.body(Body::empty()).expect("valid");
+        let request = request.extension(peer()).body(Body::empty()).expect("valid");
         let response = app().oneshot(request).await.expect("infallible");
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "application/grpc");
@@ -362,8 +367,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_request_of_this_machine_is_answered() {
+        let request = Request::post("/x").header("host", "localhost:3000").extension(peer());
+        let request = request.body(Body::empty()).expect("valid");
+        let response = app().oneshot(request).await.expect("infallible");
+        assert_eq!(response.status(), StatusCode::OK);
+    }
+
+    #[tokio::test]
+    async fn a_request_of_no_connection_is_refused() {
         let request = Request::post("/x").header("host", "localhost:3000").body(Body::empty());
         let response = app().oneshot(request.expect("valid")).await.expect("infallible");
-        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     }
 }

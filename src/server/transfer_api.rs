@@ -19,12 +19,15 @@ use super::{
     outbox::{self, Outgoing},
     session,
 };
-use crate::wire::{
-    proto::{
-        ClientMessage, Range, Receipt, UploadFileRequest, UploadFileResponse,
-        file_transfer_server::FileTransfer, receipt,
+use crate::{
+    status::{self, Reason},
+    wire::{
+        proto::{
+            ClientMessage, Range, Receipt, UploadFileRequest, UploadFileResponse,
+            file_transfer_server::FileTransfer, receipt,
+        },
+        session::Header,
     },
-    session::Header,
 };
 
 /// The service; clones share the coordinator.
@@ -56,7 +59,7 @@ impl FileTransfer for TransferApi {
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let address = request.extensions().get::<Peer>();
         let address = address.map_or_else(String::new, |peer| peer.address.clone());
-        let certificate = certificate(&request);
+        let certificate = certificate(&request)?;
         let audited = self.audited(&request);
         let (outbox, stream) = outbox::channel();
         let coordinator = Arc::clone(&self.coordinator);
@@ -77,7 +80,7 @@ impl FileTransfer for TransferApi {
         // A task of its own: when the call is dropped, it still notes how the attempt ended.
         let arrived = request.extensions().get::<Arrived>().cloned();
         let arrived = arrived.ok_or_else(|| internal("the bytes are not counted"))?;
-        let certificate = certificate(&request);
+        let certificate = certificate(&request)?;
         let audited = self.audited(&request);
         let receive = ingest::receive(coordinator, request.into_inner(), arrived, certificate);
         let receive = async move {
@@ -95,11 +98,12 @@ impl FileTransfer for TransferApi {
     }
 }
 
-/// Returns the certificate of a caller that is known by one.
-fn certificate<T>(request: &Request<T>) -> Option<Arc<ClientCertificate>> {
+/// Returns the certificate that a caller is known by; `None` where nobody asks for one.
+fn certificate<T>(request: &Request<T>) -> Result<Option<Arc<ClientCertificate>>, Status> {
     match request.extensions().get::<Caller>() {
-        Some(Caller::Client(certificate)) => Some(Arc::clone(certificate)),
-        _ => None,
+        Some(Caller::Client(certificate)) => Ok(Some(Arc::clone(certificate))),
+        Some(Caller::Anyone) => Ok(None),
+        _ => Err(status::status(Reason::PermissionDenied, "only clients speak this")),
     }
 }
 
