@@ -177,18 +177,19 @@ impl Served {
         }
     }
 
-    /// Returns a page, and the token of the next one. A page may hold less than it could, or
-    /// nothing: then what it left out is out of scope.
+    /// Returns a page of what is in scope, and the token of the next one.
     pub async fn transfers(
         &self,
         filter: &TransferFilter,
         page: &Page<TransferId>,
     ) -> Result<(Vec<TransferView>, String), Error> {
-        let views = self.desk.coordinator.transfers(filter, page.after, page.limit());
-        let mut views = views.await?;
-        let next = page.cut(&mut views, |view| &view.transfer.id, TransferView::bytes);
-        views.retain(|view| self.has(&view.transfer));
-        Ok((views, next))
+        page.fill(
+            |after, limit| self.desk.coordinator.transfers(filter, after, limit),
+            |view| &view.transfer.id,
+            TransferView::bytes,
+            |view| self.has(&view.transfer),
+        )
+        .await
     }
 
     pub async fn watch(&self, mut query: WatchQuery) -> Result<Watch, Error> {
@@ -209,11 +210,16 @@ impl Served {
 
     /// Like [`Self::transfers`].
     pub async fn clients(&self, page: &Page<ClientId>) -> Result<(Vec<ClientView>, String), Error> {
-        let mut views = self.desk.coordinator.clients(page.after.as_ref(), page.limit()).await?;
-        let next = page.cut(&mut views, |view| &view.record.opening.client, ClientView::bytes);
         let has = |client: &ClientId| self.caller.scope().is_none_or(|s| s.has_client(client));
-        views.retain(|view| has(&view.record.opening.client));
-        Ok((views, next))
+        page.fill(
+            |after, limit| async move {
+                self.desk.coordinator.clients(after.as_ref(), limit).await
+            },
+            |view| &view.record.opening.client,
+            ClientView::bytes,
+            |view| has(&view.record.opening.client),
+        )
+        .await
     }
 
     // === How a scope is held ===

@@ -223,11 +223,19 @@ async fn lists_hold_what_is_in_scope_however_they_are_paged_and_filtered() {
             if token.is_empty() {
                 break;
             }
+            assert!(ids.contains(&id_in(&token)), "{query}: its token names one that is hidden");
         }
         let is_empty = query.contains("line4") || query.contains("COMPLETE");
         assert_eq!(ids, if is_empty { BTreeSet::new() } else { seen.clone() }, "{query}");
     }
     world.secured.server.stop().await;
+}
+
+/// Returns the id that whoever has a page token can read from it.
+fn id_in(page_token: &str) -> String {
+    let bytes = (0..page_token.len()).step_by(2);
+    let bytes = bytes.map(|at| u8::from_str_radix(&page_token[at..at + 2], 16).expect("digits"));
+    String::from_utf8(bytes.collect()).expect("text")
 }
 
 async fn listed(world: &mut World, page_size: u32, client_id: &str) -> BTreeSet<String> {
@@ -244,30 +252,39 @@ async fn listed(world: &mut World, page_size: u32, client_id: &str) -> BTreeSet<
         if page_token.is_empty() {
             return ids;
         }
+        assert!(ids.contains(&id_in(&page_token)), "its token names one that is hidden");
     }
 }
 
 #[tokio::test]
 async fn a_client_out_of_scope_is_answered_as_one_that_is_not_there() {
     let mut world = world().await;
+    // Before hers, between them, and after.
+    let _more = [
+        Machine::start(&world.secured, "line1-1").await,
+        Machine::start(&world.secured, "line3-2").await,
+        Machine::start(&world.secured, "line2-1").await,
+    ];
     let (headers, mut http) = (world.headers(), world.http().await);
 
-    for page_size in [1, 1000] {
-        let (mut ids, mut page_token) = (Vec::new(), String::new());
+    for page_size in [1, 2, 1000] {
+        let mut ids = Vec::new();
+        let mut ask = proto::ListClientsRequest { page_size, ..Default::default() };
         loop {
-            let ask = proto::ListClientsRequest { page_size, page_token };
             let page = world.control.list_clients(bearing(&world.alice, ask)).await;
             let page = page.expect("listed").into_inner();
             ids.extend(page.clients.into_iter().map(|client| client.id));
-            page_token = page.next_page_token;
-            if page_token.is_empty() {
+            if page.next_page_token.is_empty() {
                 break;
             }
+            let named = id_in(&page.next_page_token);
+            assert!(ids.contains(&named), "a token names {named}, which is hidden");
+            ask = proto::ListClientsRequest { page_size, page_token: page.next_page_token };
         }
-        assert_eq!(ids, ["line3-1"]);
+        assert_eq!(ids, ["line3-1", "line3-2"]);
     }
     let page = ask(&mut http, "GET", "/clients", &headers).await.json();
-    assert_eq!(page["clients"].as_array().expect("clients").len(), 1);
+    assert_eq!(page["clients"].as_array().expect("clients").len(), 2);
 
     let mut refused = Vec::new();
     for id in ["line4-1", "line4-none"] {
