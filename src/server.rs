@@ -8,18 +8,14 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, UnixListener};
 use tonic::service::Routes;
-use tower::ServiceExt as _;
 
-use crate::{
-    limits,
-    shutdown::Shutdown,
-    wire::{DESCRIPTORS, proto},
-};
+use crate::{limits, shutdown::Shutdown};
 
 pub mod access;
 mod admin_api;
 pub mod administration;
 pub mod allocator;
+mod app;
 mod arrived;
 pub mod audit;
 mod audited;
@@ -65,12 +61,9 @@ mod watches;
 
 pub use listener::{listen, listen_socket};
 
-use administration::Administration;
 use audit::{Action, Audit, Detail, Entry};
 use connection::Surface;
 use coordinator::{Coordinator, Parts, Retention};
-use desk::Desk;
-use gate::Gate;
 use guard::ClearText;
 use landing::Landing;
 use listener::Reception;
@@ -78,7 +71,6 @@ use metrics::Metrics;
 use quotas::QuotaLimits;
 use store::{Store, credentials::Credentials};
 use tls::Tls;
-use to_the_end::ToTheEnd;
 
 /// How the server knows who calls.
 #[derive(Clone)]
@@ -195,8 +187,8 @@ impl Server {
         }
         let address = listeners.main.local_addr().map_err(ServeError::Listener)?;
         let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<FileTransferServer>().await;
-        health.set_serving::<ControlServer>().await;
+        health.set_serving::<app::FileTransferServer>().await;
+        health.set_serving::<app::ControlServer>().await;
         let health_service =
             health_service.max_decoding_message_size(limits::NAME_MESSAGE_BYTES_MAX);
         let app = self.app(health_service)?;
@@ -211,8 +203,8 @@ impl Server {
         let end = async {
             draining.cancelled().await;
             tracing::info!("draining");
-            health.set_not_serving::<FileTransferServer>().await;
-            health.set_not_serving::<ControlServer>().await;
+            health.set_not_serving::<app::FileTransferServer>().await;
+            health.set_not_serving::<app::ControlServer>().await;
             self.shutdown.run_down(self.drain_wait, limits::ABORT_WAIT).await
         };
         let clean = serve_until(serving, end, &self.shutdown).await?;
@@ -235,14 +227,11 @@ impl Server {
         listeners: Listeners,
         app: &axum::Router,
     ) -> Result<(), tonic::transport::Error> {
-        let tls = match &self.security {
-            Security::Clear(_) => None,
-            Security::Tls(tls) => Some(Arc::clone(tls)),
-        };
+        let tls = self.tls();
         let clients = Arc::clone(&self.coordinator.clients);
         let reception = Reception::new(tls, self.audit.clone(), clients, &self.shutdown);
         let serve = |incoming| {
-            transport().add_routes(Routes::from(app.clone())).serve_with_incoming_shutdown(
+            app::transport().add_routes(Routes::from(app.clone())).serve_with_incoming_shutdown(
                 incoming,
                 self.shutdown.draining().clone().cancelled_owned(),
             )
@@ -263,104 +252,6 @@ impl Server {
         };
         tokio::try_join!(main, control, socket)?;
         Ok(())
-    }
-
-    fn app(&self, health: impl HealthService) -> Result<axum::Router, ServeError> {
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                // So that tools show the details of errors.
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
-        let desk = Arc::new(Desk {
-            coordinator: Arc::clone(&self.coordinator),
-            credentials: Arc::clone(&self.credentials),
-            audit: self.audit.clone(),
-        });
-        let control = control_api::ControlApi::new(Arc::clone(&desk));
-        let control = ControlServer::new(control)
-            .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
-        let mut grpc = Routes::builder();
-        grpc.add_service(health)
-            .add_service(
-                reflection()
-                    .build_v1()
-                    .map_err(ServeError::Reflection)?
-                    .max_decoding_message_size(limits::NAME_MESSAGE_BYTES_MAX),
-            )
-            .add_service(
-                reflection()
-                    .build_v1alpha()
-                    .map_err(ServeError::Reflection)?
-                    .max_decoding_message_size(limits::NAME_MESSAGE_BYTES_MAX),
-            )
-            .add_service(self.enrolment())
-            .add_service(self.admin())
-            .add_service(control);
-        let grpc = grpc.routes().into_axum_router().reset_fallback().merge(self.transfer_routes());
-        let http = http_api::router(desk, Arc::clone(&self.metrics));
-        let app = http.merge(grpc).fallback(http_api::fallback);
-        let gate = match &self.security {
-            Security::Clear(rules) => Gate::open(*rules),
-            Security::Tls(_) => Gate::keyed(Arc::clone(&self.credentials), self.audit.clone()),
-        };
-        Ok(gate.before(app))
-    }
-
-    fn tls(&self) -> Option<Arc<Tls>> {
-        match &self.security {
-            Security::Clear(_) => None,
-            Security::Tls(tls) => Some(Arc::clone(tls)),
-        }
-    }
-
-    fn enrolment(&self) -> ToTheEnd<EnrolmentServer> {
-        let api = enrolment_api::EnrolmentApi {
-            coordinator: Arc::clone(&self.coordinator),
-            credentials: Arc::clone(&self.credentials),
-            tls: self.tls(),
-            life: self.certificate_life,
-            audit: self.audit.clone(),
-        };
-        self.to_the_end(
-            EnrolmentServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX),
-        )
-    }
-
-    fn admin(&self) -> ToTheEnd<AdminServer> {
-        let administration = Arc::new(Administration {
-            credentials: Arc::clone(&self.credentials),
-            coordinator: Some(Arc::clone(&self.coordinator)),
-            tls: self.tls(),
-        });
-        let api = admin_api::AdminApi::new(administration, self.audit.clone());
-        self.to_the_end(
-            AdminServer::new(api).max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX),
-        )
-    }
-
-    fn to_the_end<S>(&self, inner: S) -> ToTheEnd<S> {
-        ToTheEnd { inner, shutdown: self.shutdown.clone() }
-    }
-
-    /// Two instances of one service on exact routes, because tonic's message limit is for a whole
-    /// service.
-    fn transfer_routes(&self) -> axum::Router {
-        let service = |bytes_max: usize| {
-            let api =
-                transfer_api::TransferApi::new(Arc::clone(&self.coordinator), self.audit.clone());
-            FileTransferServer::new(api).max_decoding_message_size(bytes_max)
-        };
-        axum::Router::new()
-            .route_service(
-                "/fts.v1.FileTransfer/Connect",
-                service(limits::CONTROL_MESSAGE_BYTES_MAX),
-            )
-            .route_service(
-                "/fts.v1.FileTransfer/UploadFile",
-                service(limits::UPLOAD_MESSAGE_BYTES_MAX).map_request(arrived::counted),
-            )
     }
 }
 
@@ -398,54 +289,6 @@ pub async fn reload(tls: &Arc<Tls>, audit: Option<&Audit>) {
         }
         Err(err) => tracing::error!(error = %err, "could not look at the certificates"),
     }
-}
-
-type EnrolmentServer = proto::enrolment_server::EnrolmentServer<enrolment_api::EnrolmentApi>;
-type AdminServer = proto::admin_server::AdminServer<admin_api::AdminApi>;
-type FileTransferServer =
-    proto::file_transfer_server::FileTransferServer<transfer_api::TransferApi>;
-type ControlServer = proto::control_server::ControlServer<control_api::ControlApi>;
-
-/// What tonic wants of a service; its own list of bounds.
-trait HealthService:
-    tower::Service<
-        http::Request<tonic::body::Body>,
-        Response = http::Response<tonic::body::Body>,
-        Error = std::convert::Infallible,
-        Future: Send + 'static,
-    > + tonic::server::NamedService
-    + Clone
-    + Send
-    + Sync
-    + 'static
-{
-}
-
-impl<T> HealthService for T where
-    T: tower::Service<
-            http::Request<tonic::body::Body>,
-            Response = http::Response<tonic::body::Body>,
-            Error = std::convert::Infallible,
-            Future: Send + 'static,
-        > + tonic::server::NamedService
-        + Clone
-        + Send
-        + Sync
-        + 'static
-{
-}
-
-/// HTTP/1.1 and HTTP/2 on one port. Never a timeout here: it would end uploads and sessions.
-fn transport() -> tonic::transport::Server {
-    tonic::transport::Server::builder()
-        .accept_http1(true)
-        .max_frame_size(limits::HTTP2_FRAME_BYTES)
-        .initial_stream_window_size(limits::HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::HTTP2_CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(limits::HTTP2_STREAMS_MAX)
-        .http2_max_header_list_size(limits::HTTP2_HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(limits::HTTP2_PING))
-        .http2_keepalive_timeout(Some(limits::HTTP2_PING_WAIT))
 }
 
 /// Serves until `end` is over, and no longer: tonic's own end waits for ever for a peer that never
