@@ -24,7 +24,7 @@ pub const CONTROL_MESSAGE_BYTES_MAX: usize = 64 << 10;
 /// Chunks between the network and the disk, on either end: enough to keep both busy.
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 /// What a server keeps of the memory that is free at the end of a heap, for the next chunks.
-pub const HEAP_KEPT_BYTES: i32 = 64 << 20;
+pub const HEAP_KEPT_BYTES: i32 = 8 << 20;
 /// What is larger is memory of its own, given back as soon as it is free: nothing of fts is, and
 /// glibc takes no more.
 pub const MAPPED_FROM_BYTES: i32 = 32 << 20;

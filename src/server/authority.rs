@@ -86,6 +86,7 @@ pub struct Issued {
     /// The leaf first.
     pub chain: Vec<CertificateDer<'static>>,
     pub key: Sha256,
+    pub begins: UnixMs,
     pub expires: UnixMs,
 }
 
@@ -203,6 +204,7 @@ impl Authority {
         })?;
         Ok(Issued {
             key: certificate.key,
+            begins: certificate.begins,
             expires: certificate.expires,
             chain: vec![leaf, self.signer.certificate.clone()],
         })
@@ -284,6 +286,8 @@ impl Authority {
     /// root is trusted.
     pub fn finish(&self) -> Result<Self, AuthorityError> {
         if !self.is_rotating {
+            // Of one whose end a crash broke off: its key is good for nothing any more.
+            self.files.remove(OLD_INTERMEDIATE)?;
             let text = "no rotation is under way: begin one first";
             return Err(AuthorityError::WrongState(text.to_owned()));
         }

@@ -106,6 +106,7 @@ mod tests {
             client: client.parse().expect("an id"),
             uid: Uuid::from_u128(uid),
             key: Sha256::of(b"a key"),
+            begins: UnixMs(0),
             expires: UnixMs::now(),
         }
     }

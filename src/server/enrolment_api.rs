@@ -56,14 +56,15 @@ impl Enrolment for EnrolmentApi {
             Detail::Token(token.clone()),
             Detail::Host(host.clone()),
         ];
-        let joining = match self.judged(token, client, host, &ask.certificate_request).await {
-            Ok(joining) => joining,
+        let judged = self.judged(token, client, host, &ask.certificate_request).await;
+        let (joining, is_again) = match judged {
+            Ok(judged) => judged,
             Err(err) => {
                 audited.refuse(Action::ClientJoin, &about, &err);
                 return Err(err.into_status());
             }
         };
-        let work = self.joined(joining, &ask.certificate_request);
+        let work = self.joined(joining, is_again, &ask.certificate_request);
         let joined = audited.run(Action::ClientJoin, &about, work).await;
         joined.map(Response::new).map_err(Error::into_status)
     }
@@ -75,8 +76,7 @@ impl Enrolment for EnrolmentApi {
         let caller = request.extensions().get::<Caller>().cloned();
         let Some(Caller::Client(certificate)) = caller else { return Err(no_authority()) };
         let audited = self.audited(&request);
-        if let Err(over) = self.coordinator.quotas.admit_certificate(&certificate.client) {
-            let err = Error::from(over);
+        if let Err(err) = self.judged_renewal(&certificate).await {
             audited.refuse(Action::ClientRenew, &[], &err);
             return Err(err.into_status());
         }
@@ -94,43 +94,62 @@ impl EnrolmentApi {
     }
 
     /// Judges a join as the records are now, so that one that is refused is neither signed nor
-    /// costs a write.
+    /// costs a write. Returns whether it is asked for again.
     async fn judged(
         &self,
         token: TokenId,
         client: ClientId,
         host_name: String,
         request: &[u8],
-    ) -> Result<Joining, Error> {
+    ) -> Result<(Joining, bool), Error> {
         let known = self.credentials.join_token(&token).await?;
         let known = known.ok_or_else(|| refused(JoinRefusal::Token))?;
         let held = self.credentials.identity(&client).await?;
         let key = Authority::requested_key(request).map_err(not_issued)?;
         // Whoever asks again because the answer was lost is who it was.
         let again = held.as_ref().filter(|held| held.token == token && held.key == key);
+        let is_again = again.is_some();
         let uid = again.map_or_else(Uuid::new_v4, |held| held.uid);
         let now = UnixMs::now();
-        let joining = Joining { token, client, uid, key, expires: now.plus(self.life), host_name };
+        let expires = now.plus(self.life);
+        let joining = Joining { token, client, uid, key, begins: now, expires, host_name };
         known.admit(&joining, held.as_ref(), now).map_err(refused)?;
         self.coordinator.quotas.admit_certificate(&joining.client)?;
-        Ok(joining)
+        Ok((joining, is_again))
+    }
+
+    /// Judges a renewal as the records are now: whoever holds a key that is good no longer must
+    /// neither use up what its client may ask for, nor have anything signed or written.
+    async fn judged_renewal(&self, certificate: &ClientCertificate) -> Result<(), Error> {
+        let held = self.credentials.identity(&certificate.client).await?;
+        let ClientCertificate { key, begins, .. } = certificate;
+        if held.is_some_and(|held| held.uid == certificate.uid && !held.may_renew(key, *begins)) {
+            return Err(renewed_since(certificate));
+        }
+        Ok(self.coordinator.quotas.admit_certificate(&certificate.client)?)
     }
 
     async fn joined(
         &self,
         mut joining: Joining,
+        is_again: bool,
         request: &[u8],
     ) -> Result<proto::JoinResponse, Error> {
         let client = joining.client.clone();
         // Made first: what cannot be issued must not cost a use of the token.
-        let issued = self.issue(request, &client, joining.uid)?;
-        joining.expires = issued.expires;
+        let mut issued = self.issue(request, &client, joining.uid)?;
+        (joining.begins, joining.expires) = (issued.begins, issued.expires);
         let identity = match self.credentials.join(&joining, UnixMs::now()).await? {
             Joined::Done(identity) => identity,
             Joined::Refused(refusal) => return Err(refused(refusal)),
         };
-        // Whoever had this id before, if anybody, is somebody else now.
-        self.coordinator.expel(&client);
+        if identity.uid != joining.uid {
+            // The same join was under way twice, and the other one was first.
+            issued = self.issue(request, &client, identity.uid)?;
+        } else if !is_again {
+            // Whoever had this id before, if anybody, is somebody else now.
+            self.coordinator.expel(&client);
+        }
         tracing::info!(client_id = client.as_str(), token = %joining.token, "a client joined");
         Ok(proto::JoinResponse {
             certificate: Some(message(&issued)),
@@ -149,20 +168,15 @@ impl EnrolmentApi {
             client: certificate.client.clone(),
             uid: certificate.uid,
             shown: certificate.key,
+            shown_begins: certificate.begins,
             key: issued.key,
+            begins: issued.begins,
             expires: issued.expires,
         };
         match self.credentials.renew(&renewing).await? {
             Changed::Done(_) => {}
             Changed::WrongState(held) if held.uid == renewing.uid && held.is_in_use() => {
-                tracing::warn!(
-                    client_id = renewing.client.as_str(),
-                    "refused to renew a certificate that was renewed twice since: somebody else \
-                     may hold a copy of this client's key"
-                );
-                let text = "this certificate was renewed twice since: another machine may hold a \
-                            copy of this identity, or an old one was restored";
-                return Err(Error::refused(Reason::Revoked, text));
+                return Err(renewed_since(certificate));
             }
             _ => {
                 let text = "the identity of this client is good no longer";
@@ -191,6 +205,17 @@ fn refused(refusal: JoinRefusal) -> Error {
         _ => Reason::JoinRefused,
     };
     Error::refused(reason, refusal.to_string())
+}
+
+fn renewed_since(certificate: &ClientCertificate) -> Error {
+    tracing::warn!(
+        client_id = certificate.client.as_str(),
+        "refused to renew a certificate that was renewed twice since: somebody else may hold a \
+         copy of this client's key"
+    );
+    let text = "this certificate was renewed twice since: another machine may hold a copy of this \
+                identity, or an old one was restored";
+    Error::refused(Reason::Revoked, text)
 }
 
 fn not_issued(err: AuthorityError) -> Error {

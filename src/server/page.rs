@@ -46,12 +46,12 @@ impl<Id: FromStr<Err = IdError> + Display + Clone> Page<Id> {
         F: Future<Output = Result<Vec<T>, Error>>,
     {
         // One more than is shown, to know whether there is a next page.
-        let limit = self.size + 1;
-        let wanted = usize::try_from(limit).unwrap_or(usize::MAX);
+        let wanted = usize::try_from(self.size).unwrap_or(usize::MAX).saturating_add(1);
+        let mut limit = self.size + 1;
         let (mut items, mut after, mut looked_through) = (Vec::new(), self.after.clone(), 0);
         let is_cut_short = loop {
             let more = read(after, limit).await?;
-            let is_end = more.len() < wanted;
+            let is_end = more.len() < usize::try_from(limit).unwrap_or(usize::MAX);
             looked_through += more.len();
             after = more.last().map(|last| id(last).clone());
             items.extend(more.into_iter().filter(&may_be_shown));
@@ -61,6 +61,8 @@ impl<Id: FromStr<Err = IdError> + Display + Clone> Page<Id> {
             if looked_through >= limits::PAGE_LOOKED_THROUGH_MAX {
                 break true;
             }
+            // What is passed over costs few reads, also for who asks for small pages.
+            limit = limits::PAGE_SIZE_MAX + 1;
         };
         let next = self.cut(&mut items, id, bytes);
         match after {
@@ -230,6 +232,24 @@ mod tests {
             assert_eq!(text.len(), NONCE_LEN + SEALED_ID_BYTES + 16);
             assert!(!String::from_utf8_lossy(&text).contains("c0"));
         }
+    }
+
+    #[tokio::test]
+    async fn a_small_page_costs_few_reads() {
+        let all = ids(limits::PAGE_LOOKED_THROUGH_MAX);
+        let reads = std::cell::Cell::new(0);
+        let read = async |after: Option<ClientId>, limit: u32| {
+            reads.set(reads.get() + 1);
+            let rest = all.iter().filter(|id| after.as_ref().is_none_or(|after| *id > after));
+            Ok(rest.take(limit as usize).cloned().collect())
+        };
+        let page = Page::<ClientId>::parse(1, "").expect("a page");
+
+        let last = all.last().expect("many");
+        let (items, _) = page.fill(read, |id| id, |_| 1, |id| id == last).await.expect("read");
+
+        assert_eq!(items, [last.clone()]);
+        assert!(reads.get() < 50, "{} reads", reads.get());
     }
 
     #[test]

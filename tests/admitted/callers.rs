@@ -176,6 +176,7 @@ pub async fn join(secured: &Secured, client: &str, adjust: impl FnOnce(&mut Want
         client: client.clone(),
         uid,
         key: issued.key,
+        begins: issued.begins,
         expires: issued.expires,
         host_name: "test-host".to_owned(),
     };

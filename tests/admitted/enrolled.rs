@@ -137,8 +137,15 @@ async fn a_key_that_was_renewed_twice_since_renews_nothing() {
         assert_eq!(reason(&refused), Some(Reason::Revoked), "{what}");
         assert!(refused.message().contains("renewed twice since"), "{}", refused.message());
     }
+    // Nor does who holds one keep the client from renewing, or fill the audit.
+    for _ in 0..fts::limits::CERTIFICATES_PER_MINUTE {
+        renew(&secured, &first).await.expect_err("refused");
+    }
     renew(&secured, &fourth).await.expect("the latest");
-    secured.server.stop().await;
+    let dir = secured.server.stop().await;
+    let lines = read_dir(dir.path(), None).expect("an audit").map(|line| line.expect("a line"));
+    let asked = lines.filter(|line| line.contains("client.renew") && line.contains("\"asked\""));
+    assert_eq!(asked.count(), 4);
 }
 
 /// Asks as an administrator, and hangs up while the records cannot be written.

@@ -116,6 +116,7 @@ impl Secured {
             client: client.clone(),
             uid,
             key: issued.key,
+            begins: issued.begins,
             expires: issued.expires,
             host_name: "test-host".to_owned(),
         };

@@ -61,6 +61,7 @@ promises!(
     a_deleted_client_id_is_never_joined_again,
     a_certificate_of_a_replaced_identity_is_not_renewed,
     only_the_latest_key_and_the_one_before_renew,
+    what_is_newer_than_the_records_renews,
     only_an_identity_in_good_standing_is_renewed,
     a_standing_changes_only_as_it_may,
     identities_are_listed_by_client_id,
@@ -112,6 +113,7 @@ fn joining(token: u8, client: &ClientId) -> Joining {
         client: client.clone(),
         uid,
         key: Sha256::of(uid.as_bytes()),
+        begins: at(0),
         expires: at(500),
         host_name: "höst".to_owned(),
     }
@@ -119,7 +121,15 @@ fn joining(token: u8, client: &ClientId) -> Joining {
 
 /// Shows one key, for another one.
 fn renewing(identity: &Identity, shown: Sha256, key: Sha256) -> Renewing {
-    Renewing { client: identity.client.clone(), uid: identity.uid, shown, key, expires: at(9) }
+    Renewing {
+        client: identity.client.clone(),
+        uid: identity.uid,
+        shown,
+        shown_begins: identity.begins,
+        key,
+        begins: identity.begins,
+        expires: at(9),
+    }
 }
 
 /// Adds a token, and joins by it.
@@ -238,6 +248,8 @@ async fn a_join_makes_the_identity_and_uses_the_token_once(store: Arc<dyn Creden
         joined: at(999),
         token: token_id(1),
         previous_key: None,
+        displaced_key: None,
+        begins: at(0),
         key: joining.key,
         expires: at(500),
         host_name: "höst".to_owned(),
@@ -298,12 +310,13 @@ async fn a_join_that_is_asked_for_again_is_the_same_and_takes_no_use(store: Arc<
     let same = Identity { expires: at(600), ..first };
     assert_eq!(again, Joined::Done(same.clone()));
     let (tokens, identities, _) = everything(&*store).await;
-    assert_eq!((tokens[0].uses, identities), (1, vec![same]));
-    // Another key, another identity, another token are another join.
+    assert_eq!((tokens[0].uses, identities), (1, vec![same.clone()]));
+    // Another key, another token are another join.
     let other = Sha256::of(b"other");
     assert_refused(&*store, &Joining { key: other, ..ask.clone() }, 3, JoinRefusal::Token).await;
-    let uid = Uuid::new_v4();
-    assert_refused(&*store, &Joining { uid, ..ask.clone() }, 3, JoinRefusal::Token).await;
+    // A caller who did not see the first one has thought of another uid.
+    let unaware = Joining { uid: Uuid::new_v4(), expires: at(600), ..ask.clone() };
+    assert_eq!(store.join(&unaware, at(3)).await.unwrap(), Joined::Done(same));
     let token = token_id(2);
     assert_refused(&*store, &Joining { token, ..ask.clone() }, 3, JoinRefusal::Taken).await;
     // A token that has expired, and an identity that is good no longer, answer nobody.
@@ -412,12 +425,31 @@ async fn only_the_latest_key_and_the_one_before_renew(store: Arc<dyn Credentials
     assert!(matches!(renew(first.key, keys[1]).await, Changed::Done(_)));
     let after = known().await;
     assert_eq!((after.key, after.previous_key), (keys[1], Some(first.key)));
-    // What was never used is good for nothing, and what came before the last two is not any more.
-    assert_eq!(renew(keys[0], keys[2]).await, Changed::WrongState(after));
-    assert!(matches!(renew(keys[1], keys[2]).await, Changed::Done(_)));
+    // The answers may have come in another order: nobody here knows which one was lost.
+    assert_eq!(after.displaced_key, Some(keys[0]));
+    assert!(matches!(renew(keys[0], keys[2]).await, Changed::Done(_)));
+    // From here on it is known: what came before the last two is good for nothing any more.
     let after = known().await;
-    assert_eq!(renew(first.key, keys[3]).await, Changed::WrongState(after.clone()));
+    assert_eq!((after.previous_key, after.displaced_key), (Some(keys[0]), None));
+    for stale in [first.key, keys[1]] {
+        assert_eq!(renew(stale, keys[3]).await, Changed::WrongState(after.clone()));
+    }
     assert_eq!(known().await, after);
+}
+
+async fn what_is_newer_than_the_records_renews(store: Arc<dyn Credentials>) {
+    let first = join(&*store, token(1), &client(1), 1).await;
+    // A client that renewed after the backup that these records are of.
+    let (lost, new) = (Sha256::of(b"lost"), Sha256::of(b"new"));
+    let later = Renewing { shown_begins: at(5), begins: at(7), ..renewing(&first, lost, new) };
+
+    let renewed = store.renew(&later).await.unwrap();
+
+    let Changed::Done(after) = renewed else { panic!("{renewed:?}") };
+    assert_eq!((after.key, after.begins), (new, at(7)));
+    // What is older than the records is not believed.
+    let older = Renewing { shown_begins: at(6), ..renewing(&after, Sha256::of(b"x"), lost) };
+    assert_eq!(store.renew(&older).await.unwrap(), Changed::WrongState(after));
 }
 
 async fn only_an_identity_in_good_standing_is_renewed(store: Arc<dyn Credentials>) {

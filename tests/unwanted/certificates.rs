@@ -190,11 +190,14 @@ async fn a_refused_certificate_is_on_record_with_what_is_wrong_and_garbage_is_no
 async fn put_on_record(secured: &Secured, identity: &Identity) {
     let named = secured.tls.authority().identify(&identity.key.cert[0]).expect("a client");
     let held = secured.credentials().identity(&identity.client).await.expect("read");
+    let held = held.expect("known");
     let renewing = Renewing {
         client: named.client,
         uid: named.uid,
-        shown: held.expect("known").key,
+        shown: held.key,
+        shown_begins: held.begins,
         key: named.key,
+        begins: named.begins,
         expires: named.expires,
     };
     let renewed = secured.credentials().renew(&renewing).await.expect("written");

@@ -31,8 +31,8 @@ pub(super) struct Desk {
     pub(super) ended: CancellationToken,
     /// Of the last line of each series on stable storage.
     seqs: [AtomicU64; Series::ALL.len()],
-    /// The last lines could be written.
-    is_up: AtomicBool,
+    /// The last lines of each series could be written.
+    are_up: [AtomicBool; Series::ALL.len()],
 }
 
 struct Waiting {
@@ -110,7 +110,7 @@ impl Desk {
             places: Arc::new(Semaphore::new(limits::AUDIT_QUEUE_MAX)),
             ended: CancellationToken::new(),
             seqs: Series::ALL.map(seq),
-            is_up: AtomicBool::new(true),
+            are_up: Series::ALL.map(|_| AtomicBool::new(true)),
         }
     }
 
@@ -120,7 +120,7 @@ impl Desk {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.is_up.load(Ordering::Relaxed)
+        self.are_up.iter().all(|is_up| is_up.load(Ordering::Relaxed))
     }
 
     pub(super) fn owed(&self) -> u64 {
@@ -192,17 +192,17 @@ impl Desk {
     }
 
     fn write(&self, logs: &mut [Log], batch: Batch) {
-        let mut is_up = true;
         // Whoever waits comes first.
         if !batch.jobs.is_empty() || !batch.owed.is_empty() {
-            is_up &= self.write_actions(logs, batch.jobs, batch.owed);
+            let is_up = self.write_actions(logs, batch.jobs, batch.owed);
+            self.are_up[Series::Actions as usize].store(is_up, Ordering::Relaxed);
         }
         for (series, lines, left_out) in batch.notes {
             if !lines.is_empty() || !left_out.is_empty() {
-                is_up &= self.write_notes(logs, series, lines, left_out);
+                let is_up = self.write_notes(logs, series, lines, left_out);
+                self.are_up[series as usize].store(is_up, Ordering::Relaxed);
             }
         }
-        self.is_up.store(is_up, Ordering::Relaxed);
     }
 
     fn write_actions(&self, logs: &mut [Log], jobs: Vec<Job>, owed: OwedLines) -> bool {
@@ -276,6 +276,8 @@ struct Ending(Arc<Desk>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
+        // Closed, or broken: nothing is written any more.
+        self.0.are_up[Series::Actions as usize].store(false, Ordering::Relaxed);
         self.0.begin_end();
         self.0.lock().jobs.clear();
         self.0.ended.cancel();

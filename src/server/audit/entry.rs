@@ -113,16 +113,12 @@ actions! {
 }
 
 impl Action {
-    /// Whether it takes rights away, so that it goes ahead also when it cannot be put on record. To
-    /// rotate ends the token that there was.
+    /// Whether it takes rights away, and gives none, so that it goes ahead also when it cannot be put
+    /// on record.
     pub fn takes_away(self) -> bool {
         matches!(
             self,
-            Self::TokenRevoke
-                | Self::ClientRevoke
-                | Self::ClientDelete
-                | Self::OperatorRotate
-                | Self::OperatorRevoke
+            Self::TokenRevoke | Self::ClientRevoke | Self::ClientDelete | Self::OperatorRevoke
         )
     }
 }

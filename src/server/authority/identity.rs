@@ -21,6 +21,7 @@ pub struct ClientCertificate {
     pub uid: Uuid,
     /// SHA-256 of the public key (`SubjectPublicKeyInfo`, DER).
     pub key: Sha256,
+    pub begins: UnixMs,
     pub expires: UnixMs,
 }
 
@@ -72,6 +73,7 @@ impl ClientCertificate {
             client,
             uid,
             key: Sha256::of(parsed.public_key().raw),
+            begins: UnixMs(parsed.validity().not_before.timestamp().saturating_mul(1000)),
             expires: UnixMs(parsed.validity().not_after.timestamp().saturating_mul(1000)),
         })
     }

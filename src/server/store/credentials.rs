@@ -45,7 +45,10 @@ impl JoinToken {
             return Err(JoinRefusal::Token);
         }
         if let Some(held) = held.filter(|held| held.is_of(joining)) {
-            return Ok((self.clone(), Identity { expires: joining.expires, ..held.clone() }));
+            return Ok((
+                self.clone(),
+                Identity { begins: joining.begins, expires: joining.expires, ..held.clone() },
+            ));
         }
         if self.is_used_up() {
             return Err(JoinRefusal::Token);
@@ -67,6 +70,8 @@ impl JoinToken {
             token: self.id.clone(),
             key: joining.key,
             previous_key: None,
+            displaced_key: None,
+            begins: joining.begins,
             expires: joining.expires,
             host_name: joining.host_name.clone(),
         };
@@ -127,7 +132,11 @@ pub struct Identity {
     /// Of the certificate that this one was renewed with: good for a renewal, because the answer
     /// may have been lost.
     pub previous_key: Option<Sha256>,
-    /// When its latest certificate expires.
+    /// Of a certificate that came of the same one as the latest did: of two answers, one of which
+    /// was lost, nobody here knows which.
+    pub displaced_key: Option<Sha256>,
+    /// When its latest certificate begins to hold, and expires.
+    pub begins: UnixMs,
     pub expires: UnixMs,
     /// As it said when it joined; for people.
     pub host_name: String,
@@ -136,8 +145,7 @@ pub struct Identity {
 impl Identity {
     /// Whether it is what `joining` was given already.
     fn is_of(&self, joining: &Joining) -> bool {
-        (&self.token, self.uid, self.key) == (&joining.token, joining.uid, joining.key)
-            && self.is_in_use()
+        (&self.token, self.key) == (&joining.token, joining.key) && self.is_in_use()
     }
 
     /// Whether it may have certificates.
@@ -145,17 +153,25 @@ impl Identity {
         matches!(self.standing, Standing::Active | Standing::Pending)
     }
 
-    /// Whether a certificate with this key may be renewed: the latest, or the one before.
-    pub fn knows(&self, key: &Sha256) -> bool {
-        self.key == *key || self.previous_key.as_ref() == Some(key)
+    /// Whether a certificate of this identity, with this key, may be renewed: the latest, or the
+    /// one before. One that begins later than the latest is of records that were lost since: they
+    /// are of a backup.
+    pub fn may_renew(&self, key: &Sha256, begins: UnixMs) -> bool {
+        let keys = [Some(&self.key), self.previous_key.as_ref(), self.displaced_key.as_ref()];
+        keys.contains(&Some(key)) || begins > self.begins
     }
 
     /// Returns it with another certificate; `None` if it may have none, or is another's.
     pub(super) fn renew(&self, renewing: &Renewing) -> Option<Self> {
-        let may = self.is_in_use() && self.uid == renewing.uid && self.knows(&renewing.shown);
+        let may = self.is_in_use()
+            && self.uid == renewing.uid
+            && self.may_renew(&renewing.shown, renewing.shown_begins);
+        let is_again = self.previous_key == Some(renewing.shown);
         may.then(|| Self {
             key: renewing.key,
             previous_key: Some(renewing.shown),
+            displaced_key: is_again.then_some(self.key),
+            begins: renewing.begins,
             expires: renewing.expires,
             ..self.clone()
         })
@@ -181,6 +197,7 @@ pub struct Joining {
     /// Of the identity that it will be.
     pub uid: Uuid,
     pub key: Sha256,
+    pub begins: UnixMs,
     pub expires: UnixMs,
     pub host_name: String,
 }
@@ -192,13 +209,16 @@ pub struct Renewing {
     pub uid: Uuid,
     /// Of the certificate that was shown.
     pub shown: Sha256,
+    pub shown_begins: UnixMs,
     /// Of the new one.
     pub key: Sha256,
+    pub begins: UnixMs,
     pub expires: UnixMs,
 }
 
 /// What became of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant)] // There is one at a time.
 pub enum Joined {
     /// The token was used once more, and this is the identity: ACTIVE, or PENDING.
     Done(Identity),
@@ -295,8 +315,9 @@ pub trait Credentials: Send + Sync + 'static {
     /// use, one joins.
     ///
     /// An identity that exists is replaced (new `uid`, `joined` and the rest) only by a token that
-    /// `replaces`, and never when it is DELETED. The same token, `uid` and key once more are the
-    /// same join: it takes no use, and changes nothing but when the certificate expires.
+    /// `replaces`, and never when it is DELETED. The same token and key once more are the same
+    /// join: it takes no use, and changes nothing but the times of the certificate; the answer has
+    /// the `uid` that the identity has.
     async fn join(&self, joining: &Joining, at: UnixMs) -> Result<Joined, StoreError>;
 
     // === Identities ===
@@ -311,7 +332,7 @@ pub trait Credentials: Send + Sync + 'static {
     ) -> Result<Vec<Identity>, StoreError>;
 
     /// Notes a new certificate of this very identity. `WrongState`: it is not ACTIVE or PENDING,
-    /// has another `uid`, or the key that was shown is neither its latest nor the one before.
+    /// has another `uid`, or the certificate that was shown may not be renewed any more.
     async fn renew(&self, renewing: &Renewing) -> Result<Changed<Identity>, StoreError>;
 
     /// Sets the standing: PENDING → ACTIVE; ACTIVE, PENDING → REVOKED; all but DELETED → DELETED.

@@ -63,12 +63,13 @@ where
 async fn write(tx: &mut SqliteConnection, identity: &Identity) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO identities (client_id, uid, standing, standing_since_ms, joined_ms, token_id,
-            key_hash, previous_key_hash, expires_ms, host_name)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+            key_hash, previous_key_hash, displaced_key_hash, begins_ms, expires_ms, host_name)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
          ON CONFLICT (client_id) DO UPDATE SET uid = excluded.uid, standing = excluded.standing,
             standing_since_ms = excluded.standing_since_ms, joined_ms = excluded.joined_ms,
             token_id = excluded.token_id, key_hash = excluded.key_hash,
             previous_key_hash = excluded.previous_key_hash,
+            displaced_key_hash = excluded.displaced_key_hash, begins_ms = excluded.begins_ms,
             expires_ms = excluded.expires_ms, host_name = excluded.host_name",
     )
     .bind(identity.client.as_str())
@@ -79,6 +80,8 @@ async fn write(tx: &mut SqliteConnection, identity: &Identity) -> Result<(), Sto
     .bind(identity.token.as_str())
     .bind(identity.key.to_string())
     .bind(identity.previous_key.map(|key| key.to_string()))
+    .bind(identity.displaced_key.map(|key| key.to_string()))
+    .bind(identity.begins.0)
     .bind(identity.expires.0)
     .bind(&identity.host_name)
     .execute(tx)
@@ -115,16 +118,18 @@ fn read(row: &SqliteRow) -> Result<Identity, StoreError> {
         joined: UnixMs(rows::column(row, "joined_ms")?),
         token: rows::spelled(row, "token_id")?,
         key: rows::spelled(row, "key_hash")?,
-        previous_key: previous_key(row)?,
+        previous_key: key_or_none(row, "previous_key_hash")?,
+        displaced_key: key_or_none(row, "displaced_key_hash")?,
+        begins: UnixMs(rows::column(row, "begins_ms")?),
         expires: UnixMs(rows::column(row, "expires_ms")?),
         host_name: rows::column(row, "host_name")?,
     })
 }
 
-fn previous_key(row: &SqliteRow) -> Result<Option<Sha256>, StoreError> {
-    match rows::column::<Option<&str>>(row, "previous_key_hash")? {
+fn key_or_none(row: &SqliteRow, name: &'static str) -> Result<Option<Sha256>, StoreError> {
+    match rows::column::<Option<&str>>(row, name)? {
         None => Ok(None),
-        Some(_) => rows::spelled(row, "previous_key_hash").map(Some),
+        Some(_) => rows::spelled(row, name).map(Some),
     }
 }
 
