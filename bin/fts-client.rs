@@ -9,9 +9,10 @@ use fts::{
         Client,
         config::{
             Cli, CliCommand, ClientConfig, ConfigCommand, Flags, GenerateFile, JoinFlags,
-            Surroundings,
+            PolicyCommand, PolicyPath, PolicyPaths, Surroundings,
         },
         demo_file,
+        explain::{self, Explainer, Verdict},
         join::{JoinError, join},
         reload::Reload,
     },
@@ -26,6 +27,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Bad configuration, as `sysexits.h` has it.
 const EX_CONFIG: u8 = 78;
+/// Not permitted.
+const EX_NOPERM: u8 = 77;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -33,15 +36,17 @@ fn main() -> ExitCode {
         Some(CliCommand::GenerateFile(wish)) => generate_file(wish),
         Some(CliCommand::Join(flags)) => join_server(flags),
         Some(CliCommand::Config(ConfigCommand::Check(flags))) => check(flags),
+        Some(CliCommand::Policy(command)) => return told(policy(command)),
         None => run(cli.flags),
     };
-    match ended {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(err) => {
-            eprintln!("fts-client: {err:#}");
-            exit_code(&err)
-        }
-    }
+    told(ended.map(|()| ExitCode::SUCCESS))
+}
+
+fn told(ended: anyhow::Result<ExitCode>) -> ExitCode {
+    ended.unwrap_or_else(|err| {
+        eprintln!("fts-client: {err:#}");
+        exit_code(&err)
+    })
 }
 
 fn exit_code(err: &anyhow::Error) -> ExitCode {
@@ -90,6 +95,34 @@ fn check(flags: Flags) -> anyhow::Result<()> {
         writeln!(out, "{name:width$}  {value}  ({origin})")?;
     }
     Ok(good?)
+}
+
+/// Says what may be read.
+fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
+    let (flags, paths, lists) = match command {
+        PolicyCommand::Check(PolicyPaths { paths, flags }) => (flags, paths, true),
+        PolicyCommand::Explain(PolicyPath { path, flags }) => (flags, vec![path], false),
+    };
+    let config = flags.resolve(&Surroundings::of_process())?;
+    let site = Explainer::new(&config).map_err(|err| ConfigError::from(err.to_string()))?;
+    let mut out = std::io::stdout().lock();
+    if lists {
+        writeln!(out, "{}", explain::summary(&config.shared))?;
+        for rule in site.rules() {
+            writeln!(out, "{rule}")?;
+        }
+    }
+    let mut code = ExitCode::SUCCESS;
+    for path in paths {
+        let explained = site.explain(&path);
+        writeln!(out, "{explained}")?;
+        match explained.verdict {
+            Verdict::Denied => code = ExitCode::from(EX_NOPERM),
+            Verdict::Failed if code == ExitCode::SUCCESS => code = ExitCode::FAILURE,
+            Verdict::Allowed | Verdict::Failed => {}
+        }
+    }
+    Ok(code)
 }
 
 fn generate_file(wish: GenerateFile) -> anyhow::Result<()> {

@@ -19,6 +19,7 @@ mod board;
 mod data_connection;
 mod dial;
 mod enrolment;
+pub mod explain;
 #[cfg(all(test, feature = "server"))] // For the generated servers.
 mod fake_enrolment;
 #[cfg(all(test, feature = "server"))]
@@ -29,7 +30,7 @@ mod joined;
 mod link;
 mod pace;
 mod page_cache;
-mod policy;
+pub mod policy;
 mod reader;
 mod renewal;
 mod session;
@@ -83,8 +84,8 @@ impl Client {
             return Err(ConfigError { problems });
         };
         let source = Arc::new(Source::new(&config.shared, Arc::new(state_dir)));
-        let roots: Vec<String> =
-            source.roots().iter().map(|root| root.as_str().to_owned()).collect();
+        let rules = source.policy().rules().iter();
+        let roots: Vec<String> = rules.map(|rule| rule.path.as_str().to_owned()).collect();
         let instance = InstanceId::generate();
         let facts = Facts {
             id: config.id.to_string(),
@@ -189,7 +190,8 @@ fn tell_shared(source: &Source) {
         let path = log_path(path.as_str());
         tracing::info!(%path, "shares one file, the default one");
     } else {
-        let roots: Vec<_> = source.roots().iter().map(|root| log_path(root.as_str())).collect();
+        let rules = source.policy().rules().iter();
+        let roots: Vec<_> = rules.map(|rule| log_path(rule.path.as_str())).collect();
         tracing::info!(
             roots = %roots.join(":"),
             "shares what is beneath these roots, and has no default file"
@@ -210,7 +212,7 @@ async fn prepare(shared: Shared, source: Arc<Source>, shutdown: &Shutdown) {
                 }
             }
         }
-        Shared::Roots(_) => source.hold_roots(),
+        Shared::Policy(_) => source.hold_roots(),
     });
     tokio::select! {
         // Whatever is not ready by then is tried when it is asked for.

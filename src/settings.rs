@@ -189,7 +189,7 @@ pub(crate) fn read_regular(path: &Path) -> Result<String, String> {
 
 /// Parses `text`, or returns everything that is wrong with it, by line. The parser stops at the
 /// first error: so what is wrong is blanked out, and the rest is parsed again.
-fn parse_toml<T: DeserializeOwned>(text: &str) -> Result<T, Vec<(usize, String)>> {
+pub fn parse_toml<T: DeserializeOwned>(text: &str) -> Result<T, Vec<(usize, String)>> {
     let mut lines: Vec<&str> = text.split('\n').collect();
     let mut problems: Vec<(usize, String)> = Vec::new();
     while problems.len() < FILE_PROBLEMS_MAX {

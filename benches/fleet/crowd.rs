@@ -13,6 +13,7 @@ use fts::{
     client::{
         Client,
         config::{ClientConfig, Shared, StatusPort},
+        policy::Policy,
     },
     limits,
     route::Proxies,
@@ -141,7 +142,7 @@ fn config(number: usize, port: u16, dir: &Path, shared: &str) -> anyhow::Result<
         server: ServerUrl::parse(&url).map_err(anyhow::Error::msg)?,
         host_name: id.clone(),
         status: StatusPort::None,
-        shared: Shared::Roots(vec![shared.parse()?]),
+        shared: Shared::Policy(Policy::of_roots(vec![shared.parse()?])),
         ca: None,
         proxies: Proxies::off(),
         state_dir: dir.join("clients").join(&id),

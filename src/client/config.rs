@@ -9,7 +9,10 @@ use std::{
 
 use rustls::pki_types::CertificateDer;
 
-use super::joined::{self, Joined};
+use super::{
+    joined::{self, Joined},
+    policy::Policy,
+};
 use crate::{
     ids::{ClientId, RemotePath},
     limits,
@@ -27,11 +30,11 @@ mod server;
 mod shared;
 
 use flags::File;
-pub use flags::{Cli, CliCommand, ConfigCommand, Flags};
+pub use flags::{Cli, CliCommand, ConfigCommand, Flags, PolicyCommand, PolicyPath, PolicyPaths};
 pub use generate::GenerateFile;
 pub use join::{JoinFlags, JoinPlan};
 use server::{ca, proxies, server};
-use shared::{root, shared};
+use shared::{Said, root, shared};
 
 /// What the settings depend on, besides flags and file.
 #[derive(Debug, Clone, Default)]
@@ -85,8 +88,8 @@ pub enum StatusPort {
 pub enum Shared {
     /// One file, the default one, which is made if it is not there.
     DemoFile { path: RemotePath, size: u64 },
-    /// Whatever is beneath these directories, or is one of these files.
-    Roots(Vec<RemotePath>),
+    /// Whatever the site's policy allows.
+    Policy(Policy),
 }
 
 /// Settings of a client, checked.
@@ -179,7 +182,8 @@ impl Flags {
         let flag = ("client-id", self.client_id.take());
         let id = picker.pick_shown(flag, Some("CLIENT_ID"), from, id, shown);
         let id = id.or_else(|| default_id(picker, &server, around));
-        let shared = shared(picker, &server, &self.allow, &layers, around);
+        let said = Said { allow: &self.allow, policy: self.policy.take() };
+        let shared = shared(picker, &server, said, &layers, around);
         let ca = ca(picker, self.ca.take(), &layers);
         let proxies = proxies(picker, &server, self.proxy.take(), &layers, around);
         let from = layers.of("state-dir", |f| f.state_dir.clone(), |j| j.state_dir.clone());
@@ -392,7 +396,10 @@ mod tests {
 
         let config = remote().resolve(&around()).expect("valid");
         assert_eq!(config.id.as_str(), "web_1.lan");
-        assert_eq!(config.shared, Shared::Roots(vec!["/srv".parse().expect("a path")]));
+        assert_eq!(
+            config.shared,
+            Shared::Policy(Policy::of_roots(vec!["/srv".parse().expect("a path")]))
+        );
     }
 
     /// A home in which join was told `text`.
@@ -417,13 +424,19 @@ mod tests {
         let config = Flags::default().resolve(&around).expect("valid");
         assert_eq!(config.server.to_string(), "https://fts.example.com:3000");
         assert_eq!(config.id.as_str(), "web-9");
-        assert_eq!(config.shared, Shared::Roots(vec!["/srv".parse().expect("a path")]));
+        assert_eq!(
+            config.shared,
+            Shared::Policy(Policy::of_roots(vec!["/srv".parse().expect("a path")]))
+        );
         assert!(config.state_dir.ends_with(".local/state/fts-client/web-9"));
         assert_eq!(config.proxies.shown(&config.server).as_deref(), Some("http://proxy:3128"));
 
         let flags = Flags { allow: vec!["/other".into()], ..Flags::default() };
         let config = flags.resolve(&around).expect("valid");
-        assert_eq!(config.shared, Shared::Roots(vec!["/other".parse().expect("a path")]));
+        assert_eq!(
+            config.shared,
+            Shared::Policy(Policy::of_roots(vec!["/other".parse().expect("a path")]))
+        );
         assert_eq!(config.id.as_str(), "web-9");
     }
 
@@ -586,7 +599,10 @@ mod tests {
         assert_eq!(config.id.as_str(), "of-flag");
         assert_eq!(config.uploads_max, 7);
         assert_eq!(config.rate_max.map(Rate::bytes_per_second), Some(5_000_000));
-        assert_eq!(config.shared, Shared::Roots(vec!["/flag".parse().expect("a path")]));
+        assert_eq!(
+            config.shared,
+            Shared::Policy(Policy::of_roots(vec!["/flag".parse().expect("a path")]))
+        );
         assert!(matches!(config.status, StatusPort::None));
     }
 
@@ -594,7 +610,9 @@ mod tests {
     fn the_list_of_the_variable_lies_between_flag_and_file() {
         let around = Surroundings { allow: some("/a:/b c"), ..around() };
         let roots = |flags: Flags| match flags.resolve(&around).expect("valid").shared {
-            Shared::Roots(roots) => roots.into_iter().map(String::from).collect::<Vec<_>>(),
+            Shared::Policy(policy) => {
+                policy.rules().iter().map(|rule| rule.path.as_str().to_owned()).collect::<Vec<_>>()
+            }
             demo @ Shared::DemoFile { .. } => panic!("{demo:?}"),
         };
         assert_eq!(roots(Flags::default()), ["/a", "/b c"]);

@@ -233,7 +233,10 @@ impl Client {
         std::fs::create_dir(&root).expect("made");
         let state = StateDir::open(&temp.path().join("state")).expect("free");
         let root = root.to_str().expect("text").parse().expect("a path");
-        let source = Source::new(&Shared::Roots(vec![root]), Arc::new(state));
+        let source = Source::new(
+            &Shared::Policy(crate::client::policy::Policy::of_roots(vec![root])),
+            Arc::new(state),
+        );
         let instance = InstanceId::generate();
         let data = DataConnections::new(&server.dialer);
         let allowance = Allowance::new(None, 2);

@@ -113,7 +113,7 @@ pub async fn join(plan: JoinPlan) -> Result<Joining, JoinError> {
         server: plan.server,
         state_dir: plan.state_dir,
         is_pending,
-        shares: plan.joined.allow.is_some(),
+        shares: plan.joined.allow.is_some() || plan.joined.policy.is_some(),
         warnings,
     })
 }

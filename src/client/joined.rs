@@ -24,6 +24,7 @@ pub(super) struct Joined {
     pub(super) server: Option<String>,
     pub(super) client_id: Option<String>,
     pub(super) allow: Option<Vec<String>>,
+    pub(super) policy: Option<String>,
     pub(super) ca: Option<String>,
     pub(super) proxy: Option<String>,
     /// If it is not the default one.
@@ -51,6 +52,7 @@ impl Joined {
         let texts = [
             ("server", &self.server),
             ("client_id", &self.client_id),
+            ("policy", &self.policy),
             ("ca", &self.ca),
             ("proxy", &self.proxy),
             ("state_dir", &self.state_dir),
@@ -102,6 +104,7 @@ mod tests {
         let path = dir.path().join("state/fts-client").join(NAME);
         let some = |text: &str| Some(text.to_owned());
         let joined = Joined {
+            policy: Some("/etc/fts \"p\".toml".to_owned()),
             server: some("https://h:1"),
             client_id: some("web-1"),
             allow: Some(vec!["/a \"b\"\\c".into(), "/tab\t\u{7f}\n=é".into()]),

@@ -370,7 +370,10 @@ mod tests {
         let path = temp.path().join("f");
         let state = StateDir::open(&temp.path().join("state")).expect("free");
         let root = path.to_str().expect("text").parse().expect("a path");
-        let source = Source::new(&Shared::Roots(vec![root]), Arc::new(state));
+        let source = Source::new(
+            &Shared::Policy(crate::client::policy::Policy::of_roots(vec![root])),
+            Arc::new(state),
+        );
         let path_asked = path.to_str().expect("text").parse().expect("a path");
         let file = source.open(&Ok(Some(path_asked))).expect("open");
         let (mut sent, mut last, mut meddle) = (Vec::new(), None, Some(meddle));
@@ -484,7 +487,10 @@ mod tests {
         let (temp, path, _) = place();
         let state = StateDir::open(&temp.path().join("state")).expect("free");
         let root: crate::ids::RemotePath = path.to_str().expect("text").parse().expect("a path");
-        let source = Source::new(&Shared::Roots(vec![root.clone()]), Arc::new(state));
+        let source = Source::new(
+            &Shared::Policy(crate::client::policy::Policy::of_roots(vec![root.clone()])),
+            Arc::new(state),
+        );
         let file = source.open(&Ok(Some(root))).expect("open");
         let mut messages = 0;
         read(&file, Consistency::Auto, &Plan::from_zero(""), &Pool::default(), &mut |_| {

@@ -1,12 +1,13 @@
-//! Opens what may be read, and nothing else. The path is matched to an allowed root by name; the
-//! rest is resolved by the kernel beneath that root's directory (`openat2`), so that no `..`, no
-//! link and no race leads out of it. Only regular files of real file systems pass, and never the
-//! client's own. Everything here blocks: call it off the reactor.
+//! Opens what may be read, and nothing else. The path is matched to a rule by name; the rest is
+//! resolved by the kernel beneath that rule's root (`openat2`), so that no `..`, no link and no race
+//! leads out of it; and the name that the opened file then has is judged as well. Only regular files
+//! of real file systems pass, and never the client's own. Everything here blocks: call it off the
+//! reactor.
 
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -15,7 +16,12 @@ use rustix::{
     io::Errno,
 };
 
-use super::{config::Shared, policy::Policy, state_dir::StateDir, upload::log_path};
+use super::{
+    config::Shared,
+    policy::{Denied, Links, Policy, Rule},
+    state_dir::StateDir,
+    upload::log_path,
+};
 use crate::{
     ids::{IdError, RemotePath},
     limits,
@@ -44,21 +50,6 @@ pub(super) enum SourceError {
     Io(#[source] io::Error),
 }
 
-/// What the policy refuses; for the client's own log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Denied {
-    /// Beneath no root.
-    Outside,
-    /// A link on the way leads out of the root, or nowhere.
-    LeadsOut,
-    /// Files that the kernel makes up (procfs, sysfs, …).
-    KernelFiles,
-    /// The client's own state.
-    OwnState,
-    /// No honest server sends this.
-    NoPath,
-}
-
 impl SourceError {
     pub(super) fn reason(&self) -> FailReason {
         match self {
@@ -78,6 +69,8 @@ impl SourceError {
 pub(super) struct OpenFile {
     file: File,
     pub(super) path: String,
+    /// The name of the rule that allows it.
+    pub(super) rule: String,
     /// At open.
     pub(super) fingerprint: Fingerprint,
 }
@@ -120,30 +113,41 @@ const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 impl Source {
     pub(super) fn new(shared: &Shared, state_dir: Arc<StateDir>) -> Self {
-        let (roots, default_file) = match shared {
-            Shared::DemoFile { path, .. } => (vec![path.clone()], Some(path.clone())),
-            Shared::Roots(roots) => (roots.clone(), None),
+        let (policy, default_file) = match shared {
+            Shared::DemoFile { path, .. } => {
+                (Policy::of_roots(vec![path.clone()]), Some(path.clone()))
+            }
+            Shared::Policy(policy) => (policy.clone(), None),
         };
-        let held = roots.iter().map(|_| Mutex::default()).collect();
-        Self { policy: Policy::new(roots), held, default_file, state_dir, user: user() }
+        let held = policy.rules().iter().map(|_| Mutex::default()).collect();
+        Self { policy, held, default_file, state_dir, user: user() }
     }
 
     pub(super) fn default_file(&self) -> Option<&RemotePath> {
         self.default_file.as_ref()
     }
 
-    pub(super) fn roots(&self) -> &[RemotePath] {
-        self.policy.roots()
+    pub(super) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    fn root_path(&self, rule: usize) -> &str {
+        self.policy.rules()[rule].path.as_str()
     }
 
     /// Opens the roots' directories. One that is not there is tried again when it is asked for.
     pub(super) fn hold_roots(&self) {
-        for (index, root) in self.roots().iter().enumerate() {
+        for (index, rule) in self.policy.rules().iter().enumerate() {
             if let Err(err) = self.root(index) {
-                let root = log_path(root.as_str());
-                tracing::warn!(%root, error = %err, "cannot open what --allow names, for now");
+                let root = log_path(rule.path.as_str());
+                tracing::warn!(%root, error = %err, "cannot open what the policy names, for now");
             }
         }
+    }
+
+    /// Returns what is wrong with the root of a rule now.
+    pub(super) fn root_problem(&self, rule: usize) -> Option<SourceError> {
+        self.root(rule).err()
     }
 
     /// Opens the file at `path`, or the default file.
@@ -164,44 +168,99 @@ impl Source {
     }
 
     fn open_path(&self, path: &RemotePath) -> Result<OpenFile, SourceError> {
-        let allowed = self.policy.find(path).ok_or(SourceError::Denied(Denied::Outside))?;
-        let fd = match self.root(allowed.root)? {
+        let denied = |why| SourceError::Denied(why);
+        let allowed = self.policy.find(path).map_err(|why| denied(Denied::Name(why)))?;
+        let rule = &self.policy.rules()[allowed.rule];
+        let (fd, rule) = match self.root(allowed.rule)? {
             Root::Dir(dir) => {
                 let rest = match allowed.rest.as_slice() {
                     [] => ".".to_owned(),
                     rest => rest.join("/"),
                 };
-                self.open_regular(|flags| beneath(&dir, &rest, flags))?
+                let resolve = resolution(rule);
+                let open = |flags| {
+                    beneath(&dir, &rest, flags, resolve).map_err(|err| {
+                        let is_hidden = self.names_matter(rule) && is_by_link(&dir, &rest);
+                        // Where it leads is not known, so neither is whether that may be told.
+                        if is_hidden { denied(Denied::LeadsOut) } else { self.failed(err) }
+                    })
+                };
+                self.open_regular(open, |fd| self.judge_opened(rule, &dir, fd, &rest))?
             }
             Root::File if allowed.rest.is_empty() => {
-                let spelled = self.roots()[allowed.root].as_str();
-                self.open_regular(|flags| rustix::fs::open(spelled, flags, Mode::empty()))?
+                let spelled = self.root_path(allowed.rule);
+                let open = |flags| {
+                    let opened = rustix::fs::open(spelled, flags, Mode::empty());
+                    opened.map_err(|err| self.failed(err))
+                };
+                self.open_regular(open, |_| Ok(rule))?
             }
             Root::File => return Err(SourceError::NotFound),
         };
         let stat = rustix::fs::fstat(&fd).map_err(|err| self.failed(err))?;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        if rule.size_max.is_some_and(|most| size > most) {
+            return Err(denied(Denied::TooLarge));
+        }
         // What cannot be compared is not delivered.
         if self.state_dir.owns(&stat).map_err(SourceError::Io)? {
-            return Err(SourceError::Denied(Denied::OwnState));
+            return Err(denied(Denied::OwnState));
         }
         let fingerprint = fingerprint(&fd, &stat).map_err(|err| self.failed(err))?;
-        Ok(OpenFile { file: fd.into(), path: path.as_str().to_owned(), fingerprint })
+        let (path, rule) = (path.as_str().to_owned(), rule.name.clone());
+        Ok(OpenFile { file: fd.into(), path, rule, fingerprint })
     }
 
-    /// Looks first, so that what is no regular file is not even opened; and checks what was opened,
-    /// because it may be another by then.
-    fn open_regular(
-        &self,
-        open: impl Fn(OFlags) -> rustix::io::Result<OwnedFd>,
-    ) -> Result<OwnedFd, SourceError> {
-        for flags in [LOOK, READ] {
-            let fd = open(flags).map_err(|err| self.failed(err))?;
-            self.check(&fd)?;
-            if flags == READ {
-                return Ok(fd);
-            }
+    /// Whether the name of what is opened is not the one that was asked for, and not every name is
+    /// as good.
+    fn names_matter(&self, rule: &Rule) -> bool {
+        let all_are_good = self.policy.rules().len() == 1 && rule.has_no_patterns();
+        rule.links == Links::Inside && !all_are_good
+    }
+
+    /// Judges what was opened by the name that it has once links are followed, and returns the rule
+    /// for it: that of another root, if a link led into one.
+    fn judge_opened<'a>(
+        &'a self,
+        rule: &'a Rule,
+        dir: &OwnedFd,
+        fd: &OwnedFd,
+        spelled: &str,
+    ) -> Result<&'a Rule, SourceError> {
+        if !self.names_matter(rule) {
+            return Ok(rule);
         }
-        unreachable!("the second flags are READ")
+        let rest = name_beneath(dir, fd).map_err(SourceError::Io)?;
+        let rest = rest.ok_or(SourceError::Denied(Denied::NameUnknown))?;
+        let full = format!("{}/{rest}", rule.path.as_str().trim_end_matches('/'));
+        let full = full.parse::<RemotePath>();
+        let full = full.map_err(|_| SourceError::Denied(Denied::NameUnknown))?;
+        let found = self.policy.find(&full);
+        let found = found.map_err(|why| SourceError::Denied(Denied::Resolved(why)))?;
+        let found = &self.policy.rules()[found.rule];
+        // Into the area of a rule that wants no links, by one.
+        let is_by_link =
+            !full.components().skip(rule.path.components().count()).eq(spelled.split('/'));
+        if is_by_link && found.links == Links::Never {
+            return Err(SourceError::Denied(Denied::LeadsOut));
+        }
+        Ok(found)
+    }
+
+    /// Looks first, so that what is no regular file, or may not be read, is not even opened; and
+    /// checks what was opened, because it may be another by then.
+    fn open_regular<'a>(
+        &'a self,
+        open: impl Fn(OFlags) -> Result<OwnedFd, SourceError>,
+        judge: impl Fn(&OwnedFd) -> Result<&'a Rule, SourceError>,
+    ) -> Result<(OwnedFd, &'a Rule), SourceError> {
+        let look = open(LOOK)?;
+        judge(&look)?;
+        self.check(&look)?;
+        let fd = open(READ)?;
+        let rule = judge(&fd)?;
+        self.check(&fd)?;
+        Ok((fd, rule))
     }
 
     fn check(&self, fd: &OwnedFd) -> Result<(), SourceError> {
@@ -234,7 +293,7 @@ impl Source {
             }
         }
         // Not under the lock, because it may hang (a dead NFS server).
-        let fd = rustix::fs::open(self.roots()[index].as_str(), LOOK, Mode::empty())
+        let fd = rustix::fs::open(self.root_path(index), LOOK, Mode::empty())
             .map_err(|err| self.failed(err))?;
         let stat = rustix::fs::fstat(&fd).map_err(|err| self.failed(err))?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
@@ -258,10 +317,48 @@ impl Source {
     }
 }
 
-/// Opens `rest` beneath `dir`. Links that stay beneath it are followed.
-fn beneath(dir: impl AsFd, rest: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+/// Returns how names beneath a root are resolved.
+fn resolution(rule: &Rule) -> ResolveFlags {
     // BENEATH refuses magic links too, for now; its manual says not to rely on that.
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    let mut resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    if rule.links == Links::Never {
+        resolve |= ResolveFlags::NO_SYMLINKS;
+    }
+    if rule.one_file_system {
+        resolve |= ResolveFlags::NO_XDEV;
+    }
+    resolve
+}
+
+/// Whether there is a link on the way.
+fn is_by_link(dir: &OwnedFd, rest: &str) -> bool {
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    beneath(dir, rest, LOOK, resolve).err() == Some(Errno::LOOP)
+}
+
+/// Returns the name that an open file has beneath a directory, both as the kernel knows them now;
+/// `None` if it has none.
+fn name_beneath(dir: &OwnedFd, fd: &OwnedFd) -> io::Result<Option<String>> {
+    let name = |fd: &OwnedFd| {
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        std::fs::read_link(link).map(|path| path.into_os_string().into_string().ok())
+    };
+    let (Some(dir), Some(file)) = (name(dir)?, name(fd)?) else { return Ok(None) };
+    // What the kernel says of a name that is gone; a file that is called so is told apart by nobody.
+    if dir.ends_with(" (deleted)") || file.ends_with(" (deleted)") {
+        return Ok(None);
+    }
+    let rest = file.strip_prefix(dir.trim_end_matches('/'));
+    Ok(rest.and_then(|rest| rest.strip_prefix('/')).map(str::to_owned))
+}
+
+/// Opens `rest` beneath `dir`.
+fn beneath(
+    dir: impl AsFd,
+    rest: &str,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> rustix::io::Result<OwnedFd> {
     for _ in 1..limits::OPEN_TRIES_MAX {
         match rustix::fs::openat2(dir.as_fd(), rest, flags, Mode::empty(), resolve) {
             // A directory was renamed meanwhile, and the kernel could not tell whether `..` led
@@ -340,6 +437,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::client::policy::Refused;
 
     const CANARY: &str = "canary";
 
@@ -364,7 +462,7 @@ mod tests {
 
         fn source(&self, roots: &[&Path]) -> Source {
             let roots = roots.iter().map(|root| remote(root)).collect();
-            Source::new(&Shared::Roots(roots), self.state_dir.clone())
+            Source::new(&Shared::Policy(Policy::of_roots(roots)), self.state_dir.clone())
         }
 
         /// Opens a path of the place, with `root` allowed.
@@ -531,7 +629,10 @@ mod tests {
         assert_eq!(text(&open(&source, &place.path("canary")).expect("allowed")), CANARY);
         // As the owner spelled it, a link included.
         assert_eq!(text(&open(&source, &place.path("root/link")).expect("allowed")), CANARY);
-        assert_eq!(denied(open(&source, &place.path("state/lock"))), Denied::Outside);
+        assert_eq!(
+            denied(open(&source, &place.path("state/lock"))),
+            Denied::Name(Refused::Outside)
+        );
         let below = open(&source, &place.path("canary/x"));
         assert!(matches!(below, Err(SourceError::NotFound)), "{below:?}");
     }
@@ -549,6 +650,134 @@ mod tests {
             assert_eq!(text(&open(&source, &place.path("later/f")).expect("there")), content);
             fs::remove_dir_all(place.path("later")).expect("removed");
         }
+    }
+
+    /// A root with files, directories and links of all kinds, beside another one.
+    fn layout() -> Place {
+        let place = Place::new();
+        for dir in ["root/app", "root/private", "root/app/deep", "other", "root/narrow"] {
+            fs::create_dir(place.path(dir)).expect("made");
+        }
+        for file in [
+            "root/a.log",
+            "root/a.key",
+            "root/app/b.log",
+            "root/app/deep/c.log",
+            "root/private/d.log",
+            "root/narrow/e.txt",
+            "root/narrow/e.log",
+            "other/f.log",
+        ] {
+            fs::write(place.path(file), "x").expect("written");
+        }
+        fs::write(place.path("root/big.log"), vec![0; 2001]).expect("written");
+        let links = [
+            ("root/to-a.log", "a.log"),
+            ("root/to-key.log", "a.key"),
+            ("root/to-private.log", "private/d.log"),
+            ("root/to-absent.log", "private/absent.log"),
+            ("root/to-dir.log", "private"),
+            ("root/to-app", "app"),
+            ("root/to-narrow.log", "narrow/e.log"),
+            ("root/to-other.log", "../other/f.log"),
+        ];
+        for (link, target) in links {
+            symlink(target, place.path(link)).expect("linked");
+        }
+        place
+    }
+
+    fn with_policy(place: &Place, text: &str) -> Source {
+        let text = text.replace("TEMP", place.temp.path().to_str().expect("text"));
+        let policy = Policy::parse(&text).expect("a policy");
+        Source::new(&Shared::Policy(policy), place.state_dir.clone())
+    }
+
+    const ALL: &str = "[[root]]\nname = 'all'\npath = 'TEMP/root'\n";
+
+    /// What becomes of each name of the layout: `.` delivered, `n` no such file, `d` denied.
+    const VERDICTS: [(&str, [char; 6]); 20] = [
+        // All; links never; *.log; without private; at most 2000 bytes; narrow decides for itself.
+        ("root/a.log", ['.', '.', '.', '.', '.', '.']),
+        ("root/a.key", ['.', '.', 'd', '.', '.', '.']),
+        ("root/big.log", ['.', '.', '.', '.', 'd', '.']),
+        ("root/app/b.log", ['.', '.', 'd', '.', '.', '.']),
+        ("root/app/deep/c.log", ['.', '.', 'd', '.', '.', '.']),
+        ("root/private/d.log", ['.', '.', 'd', 'd', '.', '.']),
+        ("root/private/absent.log", ['n', 'n', 'd', 'd', 'n', 'n']),
+        ("root/absent.log", ['n', 'n', 'n', 'n', 'n', 'n']),
+        ("root/narrow/e.txt", ['.', '.', 'd', '.', '.', '.']),
+        ("root/narrow/e.log", ['.', '.', 'd', '.', '.', 'd']),
+        ("root/narrow/absent.log", ['n', 'n', 'd', 'n', 'n', 'd']),
+        ("root/to-a.log", ['.', 'd', '.', '.', '.', '.']),
+        ("root/to-key.log", ['.', 'd', 'd', '.', '.', '.']),
+        ("root/to-private.log", ['.', 'd', 'd', 'd', '.', '.']),
+        ("root/to-absent.log", ['n', 'd', 'd', 'd', 'n', 'd']),
+        ("root/to-app/b.log", ['.', 'd', 'd', '.', '.', '.']),
+        ("root/to-narrow.log", ['.', 'd', 'd', '.', '.', 'd']),
+        ("root/to-other.log", ['d', 'd', 'd', 'd', 'd', 'd']),
+        ("other/f.log", ['d', 'd', 'd', 'd', 'd', 'd']),
+        ("other/absent", ['d', 'd', 'd', 'd', 'd', 'd']),
+    ];
+
+    #[test]
+    fn a_table_of_layouts_and_policies_has_the_expected_verdicts() {
+        let place = layout();
+        let policies = [
+            ALL.to_owned(),
+            format!("{ALL}links = 'never'\n"),
+            format!("{ALL}include = ['*.log']\n"),
+            format!("{ALL}exclude = ['private']\n"),
+            format!("{ALL}max_size = '2000B'\n"),
+            format!(
+                "{ALL}[[root]]\nname = 'narrow'\npath = 'TEMP/root/narrow'\ninclude = ['*.txt']\n"
+            ),
+        ];
+        for (column, policy) in policies.iter().enumerate() {
+            let source = with_policy(&place, policy);
+            for (name, verdicts) in &VERDICTS {
+                let opened = open(&source, &place.path(name));
+                let verdict = match &opened {
+                    Ok(_) => '.',
+                    Err(SourceError::NotFound) => 'n',
+                    Err(SourceError::Denied(_)) => 'd',
+                    Err(other) => panic!("{name}: {other}"),
+                };
+                assert_eq!(verdict, verdicts[column], "{name} by policy {column}: {opened:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_link_tells_nothing_of_what_is_excluded() {
+        let place = layout();
+        let source = with_policy(&place, &format!("{ALL}exclude = ['private']\n"));
+        for name in ["root/to-private.log", "root/to-absent.log", "root/to-dir.log"] {
+            let err = open(&source, &place.path(name)).expect_err(name);
+            assert_eq!(err.to_string(), "not allowed by the client's policy", "{name}");
+            assert_eq!(err.reason(), FailReason::DeniedByPolicy, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_rule_without_links_is_not_entered_by_one() {
+        let place = layout();
+        let narrow = "[[root]]\nname = 'narrow'\npath = 'TEMP/root/narrow'\nlinks = 'never'\n";
+        let source = with_policy(&place, &format!("{ALL}{narrow}"));
+        assert!(open(&source, &place.path("root/narrow/e.log")).is_ok());
+        assert_eq!(denied(open(&source, &place.path("root/to-narrow.log"))), Denied::LeadsOut);
+    }
+
+    #[test]
+    fn one_file_system_is_not_left() {
+        let place = Place::new();
+        let memory = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        fs::write(memory.path().join("f"), "x").expect("written");
+        let root = "[[root]]\nname = 'all'\npath = '/'\n";
+        let path = memory.path().join("f");
+        assert!(open(&with_policy(&place, root), &path).is_ok());
+        let one = with_policy(&place, &format!("{root}one_file_system = true\n"));
+        assert_eq!(denied(open(&one, &path)), Denied::LeadsOut);
     }
 
     #[test]
@@ -610,7 +839,7 @@ mod tests {
         let demo = Shared::DemoFile { path: remote(&place.path("canary")), size: 1 };
         let demo = Source::new(&demo, place.state_dir.clone());
         assert_eq!(text(&demo.open(&Ok(None)).expect("the default file")), CANARY);
-        assert_eq!(denied(open(&demo, &place.path("root"))), Denied::Outside);
+        assert_eq!(denied(open(&demo, &place.path("root"))), Denied::Name(Refused::Outside));
     }
 
     #[test]

@@ -39,9 +39,11 @@ pub enum StateDirError {
 /// The directory, open and locked.
 #[derive(Debug)]
 pub struct StateDir {
-    dir: OwnedFd,
-    /// Unlocked by the kernel when the process ends, however it ends.
-    _lock: OwnedFd,
+    /// `None`: it was only looked for, and is not there.
+    dir: Option<OwnedFd>,
+    /// Unlocked by the kernel when the process ends, however it ends. `None`: it was only looked
+    /// at.
+    _lock: Option<OwnedFd>,
 }
 
 const LOCK: &str = "lock";
@@ -61,14 +63,27 @@ impl StateDir {
             return Err(StateDirError::Open(path.to_owned()));
         }
         let lock = lock(&dir, path)?;
-        Ok(Self { dir, _lock: lock })
+        Ok(Self { dir: Some(dir), _lock: Some(lock) })
+    }
+
+    /// Opens the directory if it is there, to know its files, and leaves it to whoever holds it.
+    pub fn look(path: &Path) -> Result<Self, StateDirError> {
+        let dir = match rustix::fs::open(path, LIST, Mode::empty()) {
+            Ok(dir) => Some(dir),
+            Err(Errno::NOENT) => None,
+            Err(err) => {
+                return Err(StateDirError::Io { path: path.to_owned(), source: err.into() });
+            }
+        };
+        Ok(Self { dir, _lock: None })
     }
 
     /// Whether `stat` is a file of this directory. By inode, so that no other name of it (a hard
     /// link, a bind mount) is a way around; and only this user can add to the directory.
     pub fn owns(&self, stat: &Stat) -> io::Result<bool> {
         let mut left = limits::STATE_FILES_MAX;
-        let dir = rustix::fs::openat(&self.dir, ".", LIST, Mode::empty())?;
+        let Some(dir) = &self.dir else { return Ok(false) };
+        let dir = rustix::fs::openat(dir, ".", LIST, Mode::empty())?;
         holds(&dir, stat, &mut left)
     }
 }

@@ -23,9 +23,10 @@ use tonic::{Response, Status};
 use super::{
     data_connection::DataConnections,
     pace::{Held, Limiter, Pace, Paced},
+    policy::Denied,
     reader::{self, Pool},
     resume::{Plan, Trails},
-    source::{Denied, OpenFile, Source, SourceError},
+    source::{OpenFile, Source, SourceError},
 };
 use crate::{
     ids::{AttemptId, Digest, InstanceId, bounded},
@@ -176,7 +177,7 @@ impl Uploader {
         let opening = spawn_blocking(move || source.open(&path).map(|file| (file, permit)));
         let opened = opening.await.unwrap_or_else(|err| Err(SourceError::Io(err.into())));
         if let Err(SourceError::Denied(why)) = &opened {
-            log_denied(command, *why);
+            log_denied(&self.source, command, *why);
         }
         opened
     }
@@ -370,26 +371,11 @@ pub(super) fn log_path(path: &str) -> String {
 }
 
 /// Only this log names what would do: the server learns nothing about what is outside.
-fn log_denied(command: &Command, why: Denied) {
+fn log_denied(source: &Source, command: &Command, why: Denied) {
     let path = command.path.as_ref().ok().and_then(Option::as_ref);
     let asked = path.map(crate::ids::RemotePath::as_str).unwrap_or_default();
-    let path = log_path(asked);
-    match why {
-        Denied::Outside => {
-            let parent = asked.trim_end_matches('/').rsplit_once('/').map_or("/", |(up, _)| up);
-            let parent = if parent.is_empty() { "/" } else { parent };
-            tracing::warn!(%path, "the policy does not allow it; `--allow {parent:?}` would");
-        }
-        Denied::LeadsOut => {
-            tracing::warn!(
-                %path,
-                "a link on the way leads out of what is allowed; allow its target"
-            );
-        }
-        Denied::KernelFiles => tracing::warn!(%path, "files of the kernel are never delivered"),
-        Denied::OwnState => tracing::warn!(%path, "the client's own files are never delivered"),
-        Denied::NoPath => tracing::warn!("the server sent what is no absolute path without '..'"),
-    }
+    let (path, why) = (log_path(asked), source.policy().explain(asked, why));
+    tracing::warn!(%path, "denied: {why}");
 }
 
 #[cfg(all(test, feature = "server"))] // For the fake server.
@@ -563,7 +549,10 @@ mod tests {
         fs::File::create(&path).expect("made").set_len(size).expect("grown");
         let parse = |path: &std::path::Path| path.to_str().expect("text").parse().expect("a path");
         let state = StateDir::open(&temp.path().join("state")).expect("free");
-        let source = Source::new(&Shared::Roots(vec![parse(temp.path())]), Arc::new(state));
+        let source = Source::new(
+            &Shared::Policy(crate::client::policy::Policy::of_roots(vec![parse(temp.path())])),
+            Arc::new(state),
+        );
         let data = DataConnections::new(&server.dialer);
         let (instance, pace) = (InstanceId::generate(), Limiter::new(None));
         let uploader = Uploader::new(Arc::new(source), data, instance, pace);

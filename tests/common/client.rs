@@ -10,6 +10,7 @@ use fts::{
     client::{
         Client,
         config::{ClientConfig, Shared, StatusPort},
+        policy::Policy,
     },
     limits,
     rate::Rate,
@@ -92,7 +93,7 @@ impl TestClient {
             id: id.parse().expect("an id"),
             host_name: "test-host".to_owned(),
             status: StatusPort::None,
-            shared: Shared::Roots(allowed.iter().map(root).collect()),
+            shared: Shared::Policy(Policy::of_roots(allowed.iter().map(root).collect())),
             ca: None,
             proxies: Proxies::off(),
             state_dir: state.path().join("state"),

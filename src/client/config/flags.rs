@@ -53,6 +53,37 @@ pub enum CliCommand {
     /// What the configuration says.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What a server may read here.
+    #[command(subcommand)]
+    Policy(PolicyCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PolicyCommand {
+    /// Shows each rule of the policy, and what is wrong; and what would become of a request for
+    /// each PATH. Nothing is read. Exit codes: 0 good, 1 a PATH cannot be opened, 77 a PATH is
+    /// denied, 78 bad policy.
+    Check(PolicyPaths),
+    /// Says whether a file may be read, and by which rule. Exit codes as of check.
+    Explain(PolicyPath),
+}
+
+#[derive(Debug, Args)]
+pub struct PolicyPaths {
+    /// Absolute paths.
+    #[arg(value_name = "PATH")]
+    pub paths: Vec<String>,
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+#[derive(Debug, Args)]
+pub struct PolicyPath {
+    /// An absolute path.
+    #[arg(value_name = "PATH")]
+    pub path: String,
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 #[derive(Debug, Subcommand)]
@@ -81,6 +112,10 @@ pub struct Flags {
     /// machine [env: FTS_ALLOW=].
     #[arg(long, value_name = "DIR")]
     pub allow: Vec<String>,
+    /// A TOML file that says what may be read, with a rule for each directory; instead of --allow.
+    /// README has its keys; fts-client policy check reads it.
+    #[arg(long, value_name = "FILE", env = "FTS_POLICY", hide_env_values = true)]
+    pub policy: Option<String>,
     /// The client's own directory (0700) [default: $XDG_STATE_HOME/fts-client/ID, or
     /// $HOME/.local/state/fts-client/ID].
     #[arg(long, value_name = "DIR", env = "FTS_STATE_DIR", hide_env_values = true)]
@@ -128,6 +163,7 @@ pub(super) struct File {
     pub(super) client_id: Option<String>,
     pub(super) status_port: Option<u16>,
     pub(super) allow: Option<Vec<String>>,
+    pub(super) policy: Option<String>,
     pub(super) ca: Option<String>,
     pub(super) proxy: Option<String>,
     pub(super) state_dir: Option<String>,

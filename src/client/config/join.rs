@@ -14,7 +14,10 @@ use super::{
     server, shown,
 };
 use crate::{
-    client::joined::{self, Joined},
+    client::{
+        joined::{self, Joined},
+        policy::Policy,
+    },
     ids::{ClientId, RemotePath},
     limits,
     route::{self, Proxies},
@@ -40,6 +43,9 @@ pub struct JoinFlags {
     /// [env: FTS_ALLOW=].
     #[arg(long, value_name = "DIR")]
     pub allow: Vec<String>,
+    /// A policy file, instead of --allow, that holds from now on.
+    #[arg(long, value_name = "FILE", env = "FTS_POLICY", hide_env_values = true)]
+    pub policy: Option<String>,
     /// A PEM file with the root certificates to know the server by, if the token names none
     /// [default: those of this machine].
     #[arg(long, value_name = "FILE", env = "FTS_CA", hide_env_values = true)]
@@ -110,6 +116,15 @@ impl JoinFlags {
         }
         let id = id.or(only).or_else(|| default_id(picker, &server, around));
         let allow = allowed(picker, self.allow, around);
+        let policy = picker.pick(("policy", self.policy), None, None, directory);
+        if policy.is_some() && !allow.is_empty() {
+            picker.problem("--allow and --policy: one of them says what is shared");
+        }
+        if let Some(Err(problems)) = policy.as_deref().map(Policy::read) {
+            for problem in problems {
+                picker.problem(format!("--policy: {problem}"));
+            }
+        }
         let ca_file = self.ca.as_deref().and_then(|text| std::path::absolute(text).ok());
         let ca_file = ca_file.map(|path| path.to_string_lossy().into_owned());
         let ca = ca(picker, self.ca, &layers);
@@ -121,6 +136,7 @@ impl JoinFlags {
         let joined = Joined {
             server: Some(server.to_string()),
             client_id: id.as_ref().map(ToString::to_string),
+            policy: policy.map(|path| path.to_string_lossy().into_owned()),
             allow: (!allow.is_empty()).then(|| allow.into_iter().map(String::from).collect()),
             ca: ca_file,
             proxy: proxy.as_deref().map(route::without_credentials),

@@ -2,54 +2,106 @@
 
 use std::path::Path;
 
-use super::{DEFAULT, DEMO_FILE, Layers, Shared, Surroundings, directory};
+use super::{DEFAULT, DEMO_FILE, Layers, Shared, Surroundings, directory, shown};
 use crate::{
+    client::policy::Policy,
     ids::RemotePath,
     limits,
     server_url::ServerUrl,
     settings::{self, Picker},
 };
 
-/// Picks the policy. A list replaces the one that it wins over: what is typed can only be narrower
-/// than expected.
+/// Picks the policy: a file, or the list of `--allow`. A list replaces the one that it wins over:
+/// what is typed can only be narrower than expected.
 pub(super) fn shared(
     picker: &mut Picker,
     server: &ServerUrl,
-    flags: &[String],
+    said: Said<'_>,
     layers: &Layers<'_>,
     around: &Surroundings,
 ) -> Option<Shared> {
-    let here = |text: &str| {
-        let path = directory(text)?;
-        root(&path.to_string_lossy())
-    };
+    let from = [(settings::in_file("policy"), layers.file.policy.clone())];
+    let flag = ("policy", said.policy);
+    let file = picker.pick_shown(flag, None, from, directory, shown);
+    let list = listed(said.allow, layers, around);
+    match (file, list) {
+        (Some(_), Some(list)) => {
+            let origin = list.origin;
+            picker.problem(format!("{origin} and a policy file: one of them says what is shared"));
+            None
+        }
+        (Some(path), None) => from_file(picker, &path),
+        (None, Some(list)) => Some(from_list(picker, list)),
+        (None, None) => match (&layers.joined.policy, &layers.joined.allow) {
+            (Some(path), _) => {
+                picker.note("policy", format!("{path:?}"), layers.origin("policy"));
+                from_file(picker, Path::new(path))
+            }
+            (None, Some(texts)) if !texts.is_empty() => {
+                let (texts, origin) = (texts.clone(), layers.origin("allow"));
+                Some(from_list(picker, Listed { origin, texts, is_typed: false }))
+            }
+            _ => demo_file(picker, server, around),
+        },
+    }
+}
+
+/// What the command line says of what may be read.
+pub(super) struct Said<'a> {
+    pub(super) allow: &'a [String],
+    pub(super) policy: Option<String>,
+}
+
+/// A list of roots, and where it was said.
+struct Listed {
+    origin: String,
+    texts: Vec<String>,
+    /// Where the client was started: a name may be relative.
+    is_typed: bool,
+}
+
+fn listed(flags: &[String], layers: &Layers<'_>, around: &Surroundings) -> Option<Listed> {
     let variable = around.allow.as_deref().filter(|list| !list.is_empty());
     let (origin, texts) = if !flags.is_empty() {
         ("--allow".to_owned(), flags.to_vec())
     } else if let Some(list) = variable {
         ("FTS_ALLOW".to_owned(), list.split(':').map(str::to_owned).collect())
-    } else if let Some(list) = &layers.file.allow {
-        (settings::in_file("allow"), list.clone())
     } else {
-        (layers.origin("allow"), layers.joined.allow.clone().unwrap_or_default())
+        (settings::in_file("allow"), layers.file.allow.clone().unwrap_or_default())
     };
-    let parse = |text: &String| if flags.is_empty() { root(text) } else { here(text) };
-    let roots: Vec<_> = texts.iter().map(|text| (text, parse(text))).collect();
-    if roots.len() > limits::ALLOWED_ROOTS_MAX {
+    (!texts.is_empty()).then_some(Listed { origin, texts, is_typed: !flags.is_empty() })
+}
+
+fn from_list(picker: &mut Picker, list: Listed) -> Shared {
+    let Listed { origin, texts, is_typed } = list;
+    let here = |text: &str| {
+        let path = directory(text)?;
+        root(&path.to_string_lossy())
+    };
+    if texts.len() > limits::ALLOWED_ROOTS_MAX {
         picker.problem(format!("--allow: at most {}", limits::ALLOWED_ROOTS_MAX));
     }
-    if roots.is_empty() {
-        return demo_file(picker, server, around);
-    }
-    let mut good = Vec::with_capacity(roots.len());
-    for (text, root) in roots {
-        match root {
+    let mut good = Vec::with_capacity(texts.len());
+    for text in &texts {
+        match if is_typed { here(text) } else { root(text) } {
             Ok(root) => good.push(root),
             Err(err) => picker.problem(format!("{origin}: {text:?}: {err}")),
         }
     }
     picker.note("allow", format!("{texts:?}"), origin);
-    Some(Shared::Roots(good))
+    Shared::Policy(Policy::of_roots(good))
+}
+
+fn from_file(picker: &mut Picker, path: &Path) -> Option<Shared> {
+    match Policy::read(path) {
+        Ok(policy) => Some(Shared::Policy(policy)),
+        Err(problems) => {
+            for problem in problems {
+                picker.problem(format!("{}: {problem}", path.display()));
+            }
+            None
+        }
+    }
 }
 
 pub(super) fn root(text: &str) -> Result<RemotePath, String> {

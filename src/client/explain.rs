@@ -1,0 +1,109 @@
+//! `fts-client policy`: says what may be read, and why not, by opening it as an upload would. It
+//! reads no byte, and takes no lock: the client may run meanwhile.
+
+use std::{fmt, sync::Arc};
+
+use super::{
+    config::{ClientConfig, Shared},
+    policy::{Policy, Rule},
+    source::{Source, SourceError},
+    state_dir::{StateDir, StateDirError},
+    upload::log_path,
+};
+use crate::ids::RemotePath;
+
+/// What would become of a request for each path.
+#[derive(Debug)]
+pub struct Explainer {
+    source: Source,
+}
+
+/// What would become of a request for a path. Shown, it is a line for the site's own eyes.
+#[derive(Debug)]
+pub struct Explained {
+    path: String,
+    pub verdict: Verdict,
+    why: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    Allowed,
+    /// By the policy.
+    Denied,
+    /// It is allowed, and could not be opened.
+    Failed,
+}
+
+impl Explainer {
+    pub fn new(config: &ClientConfig) -> Result<Self, StateDirError> {
+        let state = Arc::new(StateDir::look(&config.state_dir)?);
+        Ok(Self { source: Source::new(&config.shared, state) })
+    }
+
+    /// Returns a line or two about each rule, and what is wrong with its root now.
+    pub fn rules(&self) -> Vec<String> {
+        let rules = self.source.policy().rules();
+        (0..rules.len()).map(|rule| about(&rules[rule], self.source.root_problem(rule))).collect()
+    }
+
+    pub fn explain(&self, path: &str) -> Explained {
+        let parsed = path.parse::<RemotePath>().map(Some);
+        let opened = self.source.open(&parsed);
+        let (verdict, why) = match opened {
+            Ok(file) => {
+                let size = file.fingerprint.size_bytes;
+                let why = format!("by the rule {:?} ({size} bytes)", file.rule);
+                (Verdict::Allowed, why)
+            }
+            Err(SourceError::Denied(why)) => {
+                (Verdict::Denied, self.source.policy().explain(path, why))
+            }
+            Err(err) => (Verdict::Failed, err.to_string()),
+        };
+        Explained { path: log_path(path), verdict, why }
+    }
+}
+
+impl fmt::Display for Explained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            Verdict::Allowed => "allowed",
+            Verdict::Denied => "denied",
+            Verdict::Failed => "failed",
+        };
+        write!(f, "{verdict}  {}: {}", self.path, self.why)
+    }
+}
+
+/// Returns what is shared, and what tells this policy from others.
+pub fn summary(shared: &Shared) -> String {
+    match shared {
+        Shared::DemoFile { path, .. } => format!("the demo file, {}", log_path(path.as_str())),
+        Shared::Policy(policy) => {
+            let count = policy.rules().len();
+            format!("{count} {}; digest {}", plural(count), digest(policy))
+        }
+    }
+}
+
+fn plural(count: usize) -> &'static str {
+    if count == 1 { "rule" } else { "rules" }
+}
+
+/// Enough of it to tell two policies apart by eye.
+fn digest(policy: &Policy) -> String {
+    policy.digest().to_hex()[..16].to_owned()
+}
+
+fn about(rule: &Rule, problem: Option<SourceError>) -> String {
+    let mut text = format!("{}  {}", rule.name, log_path(rule.path.as_str()));
+    let details = rule.details();
+    if !details.is_empty() {
+        text = format!("{text}  ({})", details.join("; "));
+    }
+    match problem {
+        Some(err) => format!("{text}\n  PROBLEM: {err}; it is tried again when it is asked for"),
+        None => text,
+    }
+}
