@@ -104,6 +104,10 @@ impl Link {
                  after a while"
             ),
             End::Drained { .. } | End::Left => tracing::info!(reason = text, "disconnected"),
+            // Nobody is needed: it renews itself.
+            End::Barred { reason: Reason::CertificateExpired, .. } => {
+                tracing::warn!(server = %self.dialer, reason = text, "no session; trying again");
+            }
             End::Barred { .. } => tracing::error!(
                 client_id = %self.hello.client, server = %self.dialer, reason = text,
                 again_in_seconds = pause.as_secs(), "the server does not let this client in"
