@@ -48,8 +48,10 @@ def production(pair):
 def commands_of_readme():
     """Of its chapter "In production", without comments."""
     text = README.read_text().split("\n## In production\n")[1].split("\n## ")[0]
-    # Every other part is between fences.
-    lines = "".join(text.split("```\n")[1::2]).replace("\\\n", " ").splitlines()
+    # Every other part is between fences; a fence with the name of a language begins no commands.
+    fenced = text.split("```")[1::2]
+    typed = "".join(part for part in fenced if part.startswith("\n"))
+    lines = typed.replace("\\\n", " ").splitlines()
     return [line.split(" #")[0].strip() for line in lines if line]
 
 
