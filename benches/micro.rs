@@ -177,6 +177,7 @@ async fn open_session(store: &dyn Store, client: &ClientId, instance: InstanceId
         os: String::new(),
         address: String::new(),
         allowed_roots: Vec::new(),
+        policy_digest: None,
     };
     store.open_session(&opening, UnixMs::now()).await.expect("opened")
 }

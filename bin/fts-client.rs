@@ -141,7 +141,8 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         be_nice(config.nice)?;
     }
     // Without a file to read again, a hang-up ends the client, as it ends other programs.
-    let reload = flags.config.is_some().then(|| Reload::new(flags, around, &config));
+    let has_file = flags.config.is_some() || config.policy_file.is_some();
+    let reload = has_file.then(|| Reload::new(flags, around, &config));
     let client = Client::new(config)?;
     if let Some(address) = client.status_address() {
         tracing::info!("status page: http://{address}/status");
@@ -151,7 +152,8 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         let shutdown = Shutdown::new();
         if let Some(reload) = reload {
             let hangups = signal(SignalKind::hangup())?;
-            shutdown.spawn(reload.run(client.allowance(), hangups, shutdown.clone()));
+            let (shares, allowance) = (client.shares(), client.allowance());
+            shutdown.spawn(reload.run(shares, allowance, hangups, shutdown.clone()));
         }
         shutdown.spawn(client.run(shutdown.clone()));
         shutdown::signal().await?;

@@ -17,6 +17,7 @@ pub mod state_dir;
 
 mod board;
 mod data_connection;
+mod day_counts;
 mod dial;
 mod enrolment;
 pub mod explain;
@@ -34,9 +35,12 @@ pub mod policy;
 mod reader;
 mod renewal;
 mod session;
+pub mod shares;
 mod source;
 mod status_page;
+mod terms;
 mod upload;
+mod words;
 
 use allowance::Allowance;
 use board::{Board, Facts};
@@ -47,10 +51,12 @@ use dial::Dialer;
 use jobs::Jobs;
 use link::Link;
 use renewal::{Renewal, Standing};
+use shares::Shares;
 use source::Source;
 use state_dir::StateDir;
 use status_page::StatusPage;
-use upload::{Uploader, log_path};
+use upload::Uploader;
+use words::log_path;
 
 use crate::{
     ids::InstanceId, limits, route::Route, settings::ConfigError, shutdown::Shutdown, tls::Trust,
@@ -66,7 +72,7 @@ pub struct Client {
     renewal: Option<Renewal>,
     shared: Shared,
     trusts_fingerprint: bool,
-    source: Arc<Source>,
+    shares: Arc<Shares>,
     allowance: Arc<Allowance>,
     board: Arc<Board>,
     page: Option<StatusPage>,
@@ -83,17 +89,13 @@ impl Client {
         let Some(((state_dir, page), (dialer, renewal))) = state_dir.zip(page).zip(way) else {
             return Err(ConfigError { problems });
         };
-        let source = Arc::new(Source::new(&config.shared, Arc::new(state_dir)));
-        let rules = source.policy().rules().iter();
-        let roots: Vec<String> = rules.map(|rule| rule.path.as_str().to_owned()).collect();
+        let shares = Shares::new(&config.shared, Arc::new(state_dir));
         let instance = InstanceId::generate();
         let facts = Facts {
             id: config.id.to_string(),
             instance: instance.short(),
             version: env!("CARGO_PKG_VERSION"),
             server: config.server.to_string(),
-            default_file: source.default_file().map(|path| path.as_str().to_owned()),
-            allowed_roots: roots.clone(),
         };
         let allowance = Allowance::new(config.rate_max, config.uploads_max);
         let hello = Hello {
@@ -103,7 +105,8 @@ impl Client {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host_name: config.host_name,
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
-            allowed_roots: within(roots, limits::HELLO_ROOTS_BYTES_MAX),
+            allowed_roots: Vec::new(),
+            policy_digest: None,
             running: Vec::new(),
         };
         Ok(Self {
@@ -112,8 +115,8 @@ impl Client {
             renewal,
             shared: config.shared,
             trusts_fingerprint: config.trusts_fingerprint,
-            source,
-            board: Arc::new(Board::new(facts, allowance.clone())),
+            board: Arc::new(Board::new(facts, shares.changes(), allowance.clone())),
+            shares: Arc::new(shares),
             allowance,
             page,
         })
@@ -129,18 +132,24 @@ impl Client {
         self.allowance.clone()
     }
 
+    /// Returns what it shares, which may be replaced while it runs.
+    pub fn shares(&self) -> Arc<Shares> {
+        self.shares.clone()
+    }
+
     /// Runs until `shutdown` drains; running uploads may finish until it aborts.
     pub async fn run(self, shutdown: Shutdown) {
         let data = DataConnections::new(&self.dialer);
         let limiter = self.allowance.pace.clone();
         let instance = self.hello.instance;
-        let uploader = Uploader::new(self.source.clone(), data.clone(), instance, limiter)
+        let uploader = Uploader::new(self.shares.changes(), data.clone(), instance, limiter)
             .trusting_fingerprints(self.trusts_fingerprint);
         let standing = self.renewal.as_ref().map_or_else(Standing::without, Renewal::standing);
         let link = Link {
             jobs: Jobs::new(uploader, self.allowance, self.board.clone()),
             dialer: self.dialer,
             hello: self.hello,
+            shares: self.shares.changes(),
             standing,
             board: self.board.clone(),
             shutdown: shutdown.clone(),
@@ -158,9 +167,10 @@ impl Client {
                 None => std::future::pending().await,
             }
         };
-        tell_shared(&self.source);
+        let source = self.shares.now();
+        tell_shared(&source);
         let work = async {
-            prepare(self.shared, self.source, &shutdown).await;
+            prepare(self.shared, source, &shutdown).await;
             link.run().await;
         };
         // The others serve the first, and end with it.
@@ -223,16 +233,6 @@ async fn prepare(shared: Shared, source: Arc<Source>, shutdown: &Shutdown) {
         }
         () = shutdown.draining().cancelled() => {}
     }
-}
-
-/// Returns as many of the texts as fit.
-fn within(texts: Vec<String>, bytes_max: usize) -> Vec<String> {
-    let mut left = Some(bytes_max);
-    let fits = |text: &String| {
-        left = left.and_then(|left| left.checked_sub(text.len()));
-        left.is_some()
-    };
-    texts.into_iter().take_while(fits).collect()
 }
 
 #[cfg(all(test, feature = "server"))] // For the fake server.

@@ -232,7 +232,7 @@ impl FromStr for RemotePath {
     }
 }
 
-/// The BLAKE3 of a whole file.
+/// The BLAKE3 of a whole file, or of a policy.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);

@@ -150,6 +150,10 @@ pub const SUPERSEDED_PAUSE: Duration = Duration::from_secs(300);
 pub const BARRED_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// No hint of a server keeps a client away for longer.
 pub const RECONNECT_HINT_MAX: Duration = Duration::from_secs(600);
+/// For how long a client may say that its policy holds a transfer back, before it is asked again: a
+/// day, and the hour by which a clock is put back.
+pub const HOLD_MIN: Duration = Duration::from_secs(1);
+pub const HOLD_MAX: Duration = Duration::from_secs(25 * 3600);
 /// The server's hint on drain: at least this, and a second for so many clients, so that they do not
 /// come back all at once.
 pub const DRAIN_RECONNECT_AFTER: Duration = Duration::from_secs(1);
@@ -193,6 +197,15 @@ pub const OPEN_TRIES_MAX: u32 = 64;
 pub const HELLO_ROOTS_BYTES_MAX: usize = 32 << 10;
 /// Files in a client's state directory, which it never delivers.
 pub const STATE_FILES_MAX: usize = 1024;
+/// Bytes of one of them that the client reads whole.
+pub const STATE_FILE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a rule's day that a client notes ahead of sending them, and a crash may lose.
+pub const DAY_COUNT_AHEAD_BYTES: u64 = 64 << 20;
+/// The least that `bytes_per_day` can be: a chunk.
+pub const BYTES_PER_DAY_MIN: u64 = 1 << 20;
+/// A client that waits for the end of the policy's hours looks at the clock as often as this, because
+/// a machine may sleep, and a clock may be set.
+pub const HOURS_LOOK: Duration = Duration::from_secs(30);
 /// A client dials after this long, whether its roots are open, or its demo file is made, or not.
 pub const PREPARE_WAIT: Duration = Duration::from_secs(30);
 /// The demo file.

@@ -26,7 +26,7 @@ use crate::{
 mod life;
 mod step;
 
-pub use step::{Cause, Moment, Step, StepError};
+pub use step::{Cause, Hold, Moment, Step, StepError};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]

@@ -143,6 +143,7 @@ fn config(number: usize, port: u16, dir: &Path, shared: &str) -> anyhow::Result<
         host_name: id.clone(),
         status: StatusPort::None,
         shared: Shared::Policy(Policy::of_roots(vec![shared.parse()?])),
+        policy_file: None,
         ca: None,
         proxies: Proxies::off(),
         state_dir: dir.join("clients").join(&id),

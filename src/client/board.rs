@@ -7,8 +7,9 @@ use std::{
 };
 
 use serde::Serialize;
+use tokio::sync::watch;
 
-use super::{allowance::Allowance, upload::Progress};
+use super::{allowance::Allowance, source::Source, upload::Progress};
 use crate::{ids::SessionEpoch, rate::Rate};
 
 /// What does not change while the process lives.
@@ -19,13 +20,12 @@ pub(super) struct Facts {
     pub(super) instance: String,
     pub(super) version: &'static str,
     pub(super) server: String,
-    pub(super) default_file: Option<String>,
-    pub(super) allowed_roots: Vec<String>,
 }
 
 #[derive(Debug)]
 pub(super) struct Board {
     facts: Facts,
+    shares: watch::Receiver<Arc<Source>>,
     allowance: Arc<Allowance>,
     now: Mutex<Now>,
 }
@@ -53,6 +53,9 @@ struct Identity {
 pub(super) struct Page {
     #[serde(flatten)]
     facts: Facts,
+    default_file: Option<String>,
+    allowed_roots: Vec<String>,
+    policy_digest: String,
     jobs_max: u32,
     /// Absent: no cap.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -97,7 +100,11 @@ struct Transfer {
 }
 
 impl Board {
-    pub(super) fn new(facts: Facts, allowance: Arc<Allowance>) -> Self {
+    pub(super) fn new(
+        facts: Facts,
+        shares: watch::Receiver<Arc<Source>>,
+        allowance: Arc<Allowance>,
+    ) -> Self {
         let now = Now {
             session: None,
             since: SystemTime::now(),
@@ -107,7 +114,7 @@ impl Board {
             identity: None,
             clock_ahead_seconds: None,
         };
-        Self { facts, allowance, now: Mutex::new(now) }
+        Self { facts, shares, allowance, now: Mutex::new(now) }
     }
 
     pub(super) fn connected(&self, epoch: SessionEpoch) {
@@ -147,6 +154,7 @@ impl Board {
 
     pub(super) fn page(&self) -> Page {
         let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
+        let source = self.shares.borrow().clone();
         let now = self.lock();
         let transfers = now.transfers.iter().map(|progress| Transfer {
             id: progress.attempt.transfer.to_string(),
@@ -158,6 +166,9 @@ impl Board {
         });
         Page {
             facts: self.facts.clone(),
+            default_file: source.default_file().map(|path| path.as_str().to_owned()),
+            allowed_roots: source.roots(),
+            policy_digest: source.policy().digest().to_string(),
             jobs_max: self.allowance.uploads_max(),
             max_rate_bytes_per_second: self.allowance.pace.rate().map(Rate::bytes_per_second),
             session: Session {

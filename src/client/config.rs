@@ -100,6 +100,8 @@ pub struct ClientConfig {
     pub host_name: String,
     pub status: StatusPort,
     pub shared: Shared,
+    /// Where the policy was read, if it has a file of its own.
+    pub policy_file: Option<PathBuf>,
     /// Roots to know an `https://` server by, if it named none itself.
     pub ca: Option<Vec<CertificateDer<'static>>>,
     pub proxies: Proxies,
@@ -191,11 +193,13 @@ impl Flags {
         let state_dir = picker.pick_shown(flag, None, from, directory, shown);
         let state_dir = state_dir.or_else(|| default_state_dir(picker, id.as_ref(), around));
         let own = self.pick_own(picker, file);
+        let (shared, policy_file) = shared?;
         Some(ClientConfig {
             server,
             id: id?,
             host_name: around.host_name.clone(),
-            shared: shared?,
+            shared,
+            policy_file,
             ca,
             proxies: proxies?,
             state_dir: state_dir?,
@@ -270,7 +274,6 @@ impl ClientConfig {
             ("server", self.server.to_string()),
             ("client_id", self.id.to_string()),
             ("status_port", format!("{:?}", self.status)),
-            ("allow", format!("{:?}", self.shared)),
             ("ca", format!("{:?}", self.ca)),
             ("proxy", format!("{:?}", self.proxies)),
             ("state_dir", self.state_dir.display().to_string()),

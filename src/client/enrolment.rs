@@ -17,7 +17,7 @@ use tonic::{
 
 use super::{
     identity::{Identity, IdentityError, NewKey},
-    upload::{causes, status_text},
+    words::{causes, status_text},
 };
 use crate::{
     ids::ClientId,

@@ -5,10 +5,10 @@ use std::{fmt, sync::Arc};
 
 use super::{
     config::{ClientConfig, Shared},
-    policy::{Policy, Rule},
+    policy::Rule,
     source::{Source, SourceError},
     state_dir::{StateDir, StateDirError},
-    upload::log_path,
+    words::log_path,
 };
 use crate::ids::RemotePath;
 
@@ -53,7 +53,7 @@ impl Explainer {
         let (verdict, why) = match opened {
             Ok(file) => {
                 let size = file.fingerprint.size_bytes;
-                let why = format!("by the rule {:?} ({size} bytes)", file.rule);
+                let why = format!("by the rule {:?} ({size} bytes)", file.terms.name);
                 (Verdict::Allowed, why)
             }
             Err(SourceError::Denied(why)) => {
@@ -82,18 +82,13 @@ pub fn summary(shared: &Shared) -> String {
         Shared::DemoFile { path, .. } => format!("the demo file, {}", log_path(path.as_str())),
         Shared::Policy(policy) => {
             let count = policy.rules().len();
-            format!("{count} {}; digest {}", plural(count), digest(policy))
+            format!("{count} {}; digest {}", plural(count), policy.digest())
         }
     }
 }
 
 fn plural(count: usize) -> &'static str {
     if count == 1 { "rule" } else { "rules" }
-}
-
-/// Enough of it to tell two policies apart by eye.
-fn digest(policy: &Policy) -> String {
-    policy.digest().to_hex()[..16].to_owned()
 }
 
 fn about(rule: &Rule, problem: Option<SourceError>) -> String {

@@ -25,13 +25,17 @@ use super::{
     board::{Board, Facts},
     config::Shared,
     data_connection::DataConnections,
+    day_counts::DayCounts,
     dial::Dialer,
     fake_enrolment::FakeEnrolment,
     jobs::Jobs,
     link::Link,
+    policy::Policy,
     renewal::Standing,
+    shares::Shares,
     source::Source,
     state_dir::StateDir,
+    terms::Clock,
     upload::Uploader,
 };
 use crate::{
@@ -222,34 +226,44 @@ impl FakeUpload {
 /// A client's link with a directory of its own, `root`, which alone it may read.
 pub(super) struct Client {
     pub(super) temp: TempDir,
+    pub(super) shares: Arc<Shares>,
     pub(super) allowance: Arc<Allowance>,
     pub(super) shutdown: Shutdown,
 }
 
 impl Client {
+    /// Everything in `root` may be read.
     pub(super) fn start(server: &FakeServer) -> Self {
+        Self::start_by(server, Clock::of_machine(), |root| {
+            format!("[[root]]\nname = \"root\"\npath = {root:?}\n")
+        })
+    }
+
+    /// The policy, which is told the path of `root`, says what may be read.
+    pub(super) fn start_by(
+        server: &FakeServer,
+        clock: Clock,
+        policy: impl FnOnce(&str) -> String,
+    ) -> Self {
         let temp = tempfile::tempdir().expect("a directory");
         let root = temp.path().join("root");
         std::fs::create_dir(&root).expect("made");
-        let state = StateDir::open(&temp.path().join("state")).expect("free");
-        let root = root.to_str().expect("text").parse().expect("a path");
-        let source = Source::new(
-            &Shared::Policy(crate::client::policy::Policy::of_roots(vec![root])),
-            Arc::new(state),
-        );
+        let state = Arc::new(StateDir::open(&temp.path().join("state")).expect("free"));
+        let policy = Policy::parse(&policy(root.to_str().expect("text"))).expect("a policy");
+        let counts = Arc::new(DayCounts::new(Arc::clone(&state)));
+        let source = Source::by(&Shared::Policy(policy), state, clock, counts);
+        let shares = Arc::new(Shares::of(source));
         let instance = InstanceId::generate();
         let data = DataConnections::new(&server.dialer);
         let allowance = Allowance::new(None, 2);
-        let uploader = Uploader::new(Arc::new(source), data, instance, allowance.pace.clone());
+        let uploader = Uploader::new(shares.changes(), data, instance, allowance.pace.clone());
         let facts = Facts {
             id: "client-1".into(),
             instance: instance.short(),
             version: "1",
             server: "fake".into(),
-            default_file: None,
-            allowed_roots: vec![],
         };
-        let board = Arc::new(Board::new(facts, allowance.clone()));
+        let board = Arc::new(Board::new(facts, shares.changes(), allowance.clone()));
         let hello = Hello {
             client: "client-1".parse().expect("an id"),
             instance,
@@ -258,6 +272,7 @@ impl Client {
             host_name: String::new(),
             os: String::new(),
             allowed_roots: vec![],
+            policy_digest: None,
             running: vec![],
         };
         let shutdown = Shutdown::new();
@@ -265,12 +280,13 @@ impl Client {
             dialer: server.dialer.clone(),
             hello,
             jobs: Jobs::new(uploader, allowance.clone(), board.clone()),
+            shares: shares.changes(),
             standing: Standing::without(),
             board,
             shutdown: shutdown.clone(),
         };
         shutdown.spawn(link.run());
-        Self { temp, allowance, shutdown }
+        Self { temp, shares, allowance, shutdown }
     }
 
     /// Ends it as a signal does.

@@ -4,24 +4,32 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     board::Board,
     dial::Dialer,
     jobs::Jobs,
     renewal::Standing,
-    session::{End, Session},
+    session::{Changes, End, Session},
+    source::Source,
 };
-use crate::{backoff::Backoff, limits, shutdown::Shutdown, status::Reason, wire::session::Hello};
+use crate::{
+    backoff::Backoff, ids::Digest, limits, shutdown::Shutdown, status::Reason, wire::session::Hello,
+};
 
 /// Owns the sessions, one after the other, and the jobs.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) dialer: Dialer,
-    /// Without what is filled in for each session: the attempts that run, and how many may.
+    /// Without what is filled in for each session: the attempts that run, how many may, and what may
+    /// be read.
     pub(super) hello: Hello,
     pub(super) jobs: Jobs,
+    pub(super) shares: watch::Receiver<Arc<Source>>,
     pub(super) standing: Standing,
     pub(super) board: Arc<Board>,
     pub(super) shutdown: Shutdown,
@@ -62,6 +70,9 @@ impl Link {
     async fn session(&mut self) -> End {
         self.hello.running = self.jobs.running();
         self.hello.jobs_max = self.jobs.allowance().uploads_max();
+        let source = self.shares.borrow_and_update().clone();
+        self.hello.allowed_roots = within(source.roots(), limits::HELLO_ROOTS_BYTES_MAX);
+        self.hello.policy_digest = Some(Digest::from(source.policy().digest()));
         let draining = self.shutdown.draining().clone();
         let opening = timeout(
             limits::WELCOME_WAIT,
@@ -81,8 +92,8 @@ impl Link {
                 self.board.connected(session.epoch);
                 self.jobs.dial_anew();
                 self.jobs.tell_again();
-                let standing = &mut self.standing;
-                session.run(&mut self.jobs, standing, &self.board, &self.shutdown).await
+                let changes = Changes { standing: &mut self.standing, shares: &mut self.shares };
+                session.run(&mut self.jobs, changes, &self.board, &self.shutdown).await
             }
             Err(end) => end,
         }
@@ -90,8 +101,8 @@ impl Link {
 
     /// Tells how the session ended; `pause` is how long it stays away.
     fn tell(&self, end: &End, pause: Duration) {
-        if matches!(end, End::Renewed) {
-            tracing::info!("dials anew, with the new certificate");
+        if matches!(end, End::Renewed | End::SharesAnew) {
+            tracing::info!(why = %end, "dials anew");
             return;
         }
         let text = end.to_string();
@@ -112,7 +123,7 @@ impl Link {
                 client_id = %self.hello.client, server = %self.dialer, reason = text,
                 again_in_seconds = pause.as_secs(), "the server does not let this client in"
             ),
-            End::Renewed | End::Refused(_) | End::Lost(_) | End::Silent(_) => {
+            End::Renewed | End::SharesAnew | End::Refused(_) | End::Lost(_) | End::Silent(_) => {
                 tracing::warn!(server = %self.dialer, reason = text, "no session; trying again");
             }
         }
@@ -190,10 +201,20 @@ impl Pauses {
                 least + least.mul_f64(fastrand::f64())
             }
             End::Barred { .. } => self.barred.next_pause(),
-            End::Renewed => Duration::ZERO,
+            End::Renewed | End::SharesAnew => Duration::ZERO,
             End::Refused(_) | End::Lost(_) | End::Silent(_) | End::Left => self.dial.next_pause(),
         }
     }
+}
+
+/// Returns as many of the texts as fit.
+fn within(texts: Vec<String>, bytes_max: usize) -> Vec<String> {
+    let mut left = Some(bytes_max);
+    let fits = |text: &String| {
+        left = left.and_then(|left| left.checked_sub(text.len()));
+        left.is_some()
+    };
+    texts.into_iter().take_while(fits).collect()
 }
 
 #[cfg(all(test, feature = "server"))] // For the fake server.

@@ -130,6 +130,8 @@ impl Drop for HeldNow<'_> {
 pub(super) struct Pace {
     /// Shared by all uploads of the client.
     pub(super) client: Arc<Limiter>,
+    /// Shared by all uploads that one rule of the policy allows.
+    pub(super) rule: Option<Arc<Limiter>>,
     /// Of this transfer alone.
     pub(super) own: Option<Rate>,
     pub(super) held: Arc<Held>,
@@ -159,16 +161,22 @@ impl tower::Service<http::Request<Body>> for Paced {
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let Pace { client, own, held } = self.pace.clone();
+        let Pace { client, rule, own, held } = self.pace.clone();
         let (parts, _) = request.into_parts();
         let body = self.body.take().expect("one request is sent");
-        let body = match own {
-            // Its own cap first: an upload that waits for that holds up nobody at the other one.
-            Some(own) => {
-                let slowed = PacedBody::new(body, Limiter::new(Some(own)), Arc::clone(&held));
+        // The narrowest first: an upload that waits for that holds up nobody at the next one.
+        let own = own.map(|rate| Limiter::new(Some(rate)));
+        let body = match (own, rule) {
+            (None, None) => Body::new(PacedBody::new(body, client, held)),
+            (Some(one), None) | (None, Some(one)) => {
+                let slowed = PacedBody::new(body, one, Arc::clone(&held));
                 Body::new(PacedBody::new(slowed, client, held))
             }
-            None => Body::new(PacedBody::new(body, client, held)),
+            (Some(own), Some(rule)) => {
+                let slowed = PacedBody::new(body, own, Arc::clone(&held));
+                let slowed = PacedBody::new(slowed, rule, Arc::clone(&held));
+                Body::new(PacedBody::new(slowed, client, held))
+            }
         };
         tower::Service::call(&mut self.channel, http::Request::from_parts(parts, body))
     }

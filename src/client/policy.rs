@@ -7,9 +7,12 @@ use std::fmt;
 use blake3::Hash;
 use globset::GlobSet;
 
-use crate::ids::RemotePath;
+use crate::{ids::RemotePath, rate::Rate};
 
 pub(super) mod file;
+pub mod hours;
+
+use hours::Hours;
 
 /// What may be read; by default nothing.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +33,11 @@ pub struct Rule {
     pub size_max: Option<u64>,
     pub links: Links,
     pub one_file_system: bool,
+    /// Of all its files together.
+    pub rate: Option<Rate>,
+    pub bytes_per_day: Option<u64>,
+    /// Without: at all hours.
+    pub hours: Option<Hours>,
 }
 
 /// What becomes of symbolic links on the way to a file.
@@ -101,6 +109,9 @@ impl Rule {
             size_max: None,
             links: Links::Inside,
             one_file_system: false,
+            rate: None,
+            bytes_per_day: None,
+            hours: None,
         }
     }
 
@@ -121,6 +132,9 @@ impl Rule {
             self.size_max.map(|bytes| format!("max_size {bytes} bytes")),
             links,
             self.one_file_system.then(|| "one_file_system".to_owned()),
+            self.rate.map(|rate| format!("rate {rate}")),
+            self.bytes_per_day.map(|bytes| format!("bytes_per_day {bytes}")),
+            self.hours.map(|hours| format!("hours {hours}")),
         ]
         .into_iter()
         .flatten()
@@ -246,13 +260,15 @@ impl Eq for Policy {}
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for rule in &self.rules {
-            let Rule { name, path, include, exclude, size_max, links, one_file_system } = rule;
+            let Rule { name, path, include, exclude, size_max, links, one_file_system, .. } = rule;
             writeln!(f, "root {name:?} {:?}", path.as_str())?;
             writeln!(f, " include {:?} exclude {:?}", include.texts, exclude.texts)?;
             writeln!(
                 f,
                 " max_size {size_max:?} links {links:?} one_file_system {one_file_system}"
             )?;
+            let Rule { rate, bytes_per_day, hours, .. } = rule;
+            writeln!(f, " rate {rate:?} bytes_per_day {bytes_per_day:?} hours {hours:?}")?;
         }
         Ok(())
     }
@@ -359,6 +375,9 @@ mod tests {
             "max_size = '1GB'",
             "links = 'never'",
             "one_file_system = true",
+            "rate = '1MB/s'",
+            "bytes_per_day = '1GB'",
+            "hours = '22:00-06:00'",
         ] {
             assert_ne!(policy(&format!("{base}{more}\n")).digest(), same.digest(), "{more}");
         }

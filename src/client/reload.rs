@@ -1,5 +1,6 @@
-//! What a hang-up (SIGHUP) does: the configuration is read again, and the client's own limits hold
-//! from then on, for what runs as well. Whatever is wrong with it, the client goes on as before.
+//! What a hang-up (SIGHUP) does: the configuration and the policy are read again, and the client's
+//! own limits hold from then on, for what runs as well. Whatever is wrong with them, the client goes
+//! on as before.
 
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use tokio::{signal::unix::Signal, task::spawn_blocking};
 
 use super::{
     allowance::Allowance,
-    config::{ClientConfig, Flags, Surroundings},
+    config::{ClientConfig, Flags, Shared, Surroundings},
+    shares::{Shares, SharesError},
 };
 use crate::{rate::Rate, settings::ConfigError, shutdown::Shutdown};
 
@@ -23,23 +25,40 @@ pub struct Reload {
 /// What reading again has found.
 #[derive(Debug)]
 struct Found {
+    shared: Shared,
     rate_max: Option<Rate>,
     uploads_max: u32,
     /// What has changed, and holds from the next start on.
     later: Vec<&'static str>,
 }
 
+/// Why nothing is changed.
+#[derive(Debug, thiserror::Error)]
+enum ReloadError {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Shares(#[from] SharesError),
+}
+
 impl Reload {
+    /// Of settings that come from files; without any, there is nothing to read again.
     pub fn new(flags: Flags, around: Surroundings, config: &ClientConfig) -> Self {
         Self { flags, around, at_start: config.read_at_start() }
     }
 
     /// Reads again at each hang-up, until `shutdown` drains.
-    pub async fn run(self, allowance: Arc<Allowance>, mut hangups: Signal, shutdown: Shutdown) {
+    pub async fn run(
+        self,
+        shares: Arc<Shares>,
+        allowance: Arc<Allowance>,
+        mut hangups: Signal,
+        shutdown: Shutdown,
+    ) {
         let this = Arc::new(self);
         let work = async {
             while hangups.recv().await.is_some() {
-                Arc::clone(&this).obey(&allowance).await;
+                Arc::clone(&this).obey(&shares, &allowance).await;
             }
         };
         tokio::select! {
@@ -48,10 +67,15 @@ impl Reload {
         }
     }
 
-    async fn obey(self: Arc<Self>, allowance: &Allowance) {
-        let found = spawn_blocking(move || self.read()).await;
-        let found = match found {
-            Ok(Ok(found)) => found,
+    async fn obey(self: Arc<Self>, shares: &Arc<Shares>, allowance: &Allowance) {
+        let shares = Arc::clone(shares);
+        let reading = spawn_blocking(move || {
+            let found = self.read()?;
+            let is_new = shares.replace(&found.shared)?;
+            Ok::<_, ReloadError>((found, is_new))
+        });
+        let (found, is_new) = match reading.await {
+            Ok(Ok(read)) => read,
             Ok(Err(err)) => {
                 tracing::error!(error = %err, "SIGHUP: nothing was changed");
                 return;
@@ -66,8 +90,9 @@ impl Reload {
         }
         allowance.set(found.rate_max, found.uploads_max);
         let max_rate = found.rate_max.map_or_else(|| "off".to_owned(), |rate| rate.to_string());
-        let max_uploads = found.uploads_max;
-        tracing::info!(max_rate, max_uploads, "SIGHUP: read the configuration again");
+        let (max_uploads, policy) =
+            (found.uploads_max, if is_new { "replaced" } else { "the same" });
+        tracing::info!(max_rate, max_uploads, policy, "SIGHUP: read the configuration again");
     }
 
     fn read(&self) -> Result<Found, ConfigError> {
@@ -75,6 +100,7 @@ impl Reload {
         let now = config.read_at_start();
         let changed = self.at_start.iter().zip(&now).filter(|(before, now)| before != now);
         Ok(Found {
+            shared: config.shared,
             rate_max: config.rate_max,
             uploads_max: config.uploads_max,
             later: changed.map(|(_, (name, _))| *name).collect(),
@@ -87,6 +113,7 @@ mod tests {
     use std::{fs, path::PathBuf};
 
     use super::*;
+    use crate::client::{policy::Policy, state_dir::StateDir};
 
     /// Settings whose file says `text`.
     fn of_file(dir: &tempfile::TempDir, text: &str) -> (PathBuf, Flags, Surroundings) {
@@ -106,20 +133,25 @@ mod tests {
         Arc::new(Reload::new(flags.clone(), around.clone(), &config))
     }
 
+    fn shares(dir: &tempfile::TempDir) -> Arc<Shares> {
+        let state = StateDir::open(&dir.path().join("state")).expect("free");
+        Arc::new(Shares::new(&Shared::Policy(Policy::default()), Arc::new(state)))
+    }
+
     #[tokio::test]
     async fn the_limits_of_the_file_hold_at_once_and_flags_still_win() {
         let dir = tempfile::tempdir().expect("a directory");
         let (path, flags, around) = of_file(&dir, "max_rate = \"1MB/s\"\n");
         let reload = reload(&flags, &around);
-        let allowance = Allowance::new(None, 9);
+        let (shares, allowance) = (shares(&dir), Allowance::new(None, 9));
 
         fs::write(&path, "max_rate = \"2MB/s\"\nmax_uploads = 3\n").expect("written");
-        Arc::clone(&reload).obey(&allowance).await;
+        Arc::clone(&reload).obey(&shares, &allowance).await;
         assert_eq!(allowance.pace.rate().map(Rate::bytes_per_second), Some(2_000_000));
         assert_eq!(allowance.uploads_max(), 9, "the flag wins");
 
         fs::write(&path, "").expect("written");
-        reload.obey(&allowance).await;
+        reload.obey(&shares, &allowance).await;
         assert_eq!(allowance.pace.rate(), None);
     }
 
@@ -129,15 +161,15 @@ mod tests {
         let (path, flags, around) = of_file(&dir, "");
         let reload = reload(&flags, &around);
         let rate = Rate::try_from(1_000_000).expect("enough");
-        let allowance = Allowance::new(Some(rate), 9);
+        let (shares, allowance) = (shares(&dir), Allowance::new(Some(rate), 9));
         // One wrong line, and what is right in the same file does not count either.
         for bad in ["max_rate = \"2MB/s\"\nmax_uplods = 3\n", "max_rate = \"1B/s\"\n", "{"] {
             fs::write(&path, bad).expect("written");
-            Arc::clone(&reload).obey(&allowance).await;
+            Arc::clone(&reload).obey(&shares, &allowance).await;
             assert_eq!(allowance.pace.rate(), Some(rate), "{bad}");
         }
         fs::remove_file(&path).expect("gone");
-        reload.obey(&allowance).await;
+        reload.obey(&shares, &allowance).await;
         assert_eq!(allowance.pace.rate(), Some(rate));
     }
 
@@ -151,8 +183,7 @@ mod tests {
                     status_port = 1\nstate_dir = \"/s\"\nlog_format = \"json\"\nnice = 3\n";
         fs::write(&path, text).expect("written");
         let later = reload.read().expect("valid").later;
-        let all =
-            ["server", "client_id", "status_port", "allow", "state_dir", "nice", "log_format"];
+        let all = ["server", "client_id", "status_port", "state_dir", "nice", "log_format"];
         assert_eq!(later, all);
     }
 }

@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until, timeout, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -17,7 +17,8 @@ use super::{
     enrolment::transport_text,
     jobs::Jobs,
     renewal::{Standing, advice},
-    upload::status_text,
+    source::Source,
+    words::status_text,
 };
 use crate::{
     ids::{ClientId, SessionEpoch},
@@ -56,6 +57,8 @@ pub(super) enum End {
     },
     /// There is a new certificate to show.
     Renewed,
+    /// There is another policy to show.
+    SharesAnew,
     /// The client is ending.
     Left,
 }
@@ -92,6 +95,7 @@ impl fmt::Display for End {
                 write!(f, "{text}: {}", advice(*reason).unwrap_or_default())
             }
             Self::Renewed => f.write_str("the certificate was renewed"),
+            Self::SharesAnew => f.write_str("the policy was replaced"),
             Self::Left => f.write_str("the client is ending"),
         }
     }
@@ -114,6 +118,13 @@ pub(super) struct Session {
     heard: Instant,
     next_beat: Instant,
     malformed: u64,
+}
+
+/// What ends a session, so that the next one shows it.
+#[derive(Debug)]
+pub(super) struct Changes<'a> {
+    pub(super) standing: &'a mut Standing,
+    pub(super) shares: &'a mut watch::Receiver<Arc<Source>>,
 }
 
 /// Where a client that is ending stands.
@@ -180,24 +191,25 @@ impl Session {
     pub(super) async fn run(
         self,
         jobs: &mut Jobs,
-        standing: &mut Standing,
+        changes: Changes<'_>,
         board: &Board,
         shutdown: &Shutdown,
     ) -> End {
         let span = telemetry::session_span(&self.client, self.epoch);
-        self.talk(jobs, standing, board, shutdown).instrument(span).await
+        self.talk(jobs, changes, board, shutdown).instrument(span).await
     }
 
     async fn talk(
         mut self,
         jobs: &mut Jobs,
-        standing: &mut Standing,
+        changes: Changes<'_>,
         board: &Board,
         shutdown: &Shutdown,
     ) -> End {
         // A clone, so that a permit does not borrow all of `self`.
         let outbox = self.outbox.clone();
         let mut leaving = Leaving::No;
+        let Changes { standing, shares } = changes;
         let mut look = interval(limits::THROTTLED_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut uploads_max = jobs.allowance().uploads_max_changes();
@@ -247,6 +259,8 @@ impl Session {
                 () = jobs.next_ended() => {}
                 // What runs goes on: attempts outlive the session.
                 () = standing.renewed(), if leaving == Leaving::No => return End::Renewed,
+                // The sender lives with the client: it is not gone.
+                _ = shares.changed(), if leaving == Leaving::No => return End::SharesAnew,
                 () = shutdown.draining().cancelled(), if leaving == Leaving::No => {
                     leaving = Leaving::Softly;
                     jobs.take_no_more();

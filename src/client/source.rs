@@ -15,12 +15,15 @@ use rustix::{
     fs::{FileType, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
 };
+use tokio_util::sync::CancellationToken;
 
 use super::{
     config::Shared,
+    day_counts::DayCounts,
     policy::{Denied, Links, Policy, Rule},
     state_dir::StateDir,
-    upload::log_path,
+    terms::{Clock, Terms},
+    words::log_path,
 };
 use crate::{
     ids::{IdError, RemotePath},
@@ -69,8 +72,8 @@ impl SourceError {
 pub(super) struct OpenFile {
     file: File,
     pub(super) path: String,
-    /// The name of the rule that allows it.
-    pub(super) rule: String,
+    /// Of the rule that allows it.
+    pub(super) terms: Arc<Terms>,
     /// At open.
     pub(super) fingerprint: Fingerprint,
 }
@@ -94,6 +97,12 @@ pub(super) struct Source {
     /// place.
     held: Vec<Mutex<Option<Arc<OwnedFd>>>>,
     default_file: Option<RemotePath>,
+    /// For each rule.
+    terms: Vec<Arc<Terms>>,
+    /// Fires when another policy holds.
+    over: CancellationToken,
+    clock: Clock,
+    counts: Arc<DayCounts>,
     state_dir: Arc<StateDir>,
     /// Whom the process runs as.
     user: String,
@@ -113,6 +122,22 @@ const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 
 impl Source {
     pub(super) fn new(shared: &Shared, state_dir: Arc<StateDir>) -> Self {
+        let counts = Arc::new(DayCounts::new(Arc::clone(&state_dir)));
+        Self::by(shared, state_dir, Clock::of_machine(), counts)
+    }
+
+    /// Returns what is opened by another policy; the day's bytes are counted on.
+    pub(super) fn with(&self, shared: &Shared) -> Self {
+        let (state_dir, counts) = (Arc::clone(&self.state_dir), Arc::clone(&self.counts));
+        Self::by(shared, state_dir, self.clock.clone(), counts)
+    }
+
+    pub(super) fn by(
+        shared: &Shared,
+        state_dir: Arc<StateDir>,
+        clock: Clock,
+        counts: Arc<DayCounts>,
+    ) -> Self {
         let (policy, default_file) = match shared {
             Shared::DemoFile { path, .. } => {
                 (Policy::of_roots(vec![path.clone()]), Some(path.clone()))
@@ -120,7 +145,16 @@ impl Source {
             Shared::Policy(policy) => (policy.clone(), None),
         };
         let held = policy.rules().iter().map(|_| Mutex::default()).collect();
-        Self { policy, held, default_file, state_dir, user: user() }
+        let over = CancellationToken::new();
+        let terms = |rule| Arc::new(Terms::new(rule, &counts, &clock, &over));
+        let terms = policy.rules().iter().map(terms).collect();
+        let user = user();
+        Self { policy, held, default_file, terms, over, clock, counts, state_dir, user }
+    }
+
+    /// From now on nothing may be sent of what was opened here.
+    pub(super) fn end(&self) {
+        self.over.cancel();
     }
 
     pub(super) fn default_file(&self) -> Option<&RemotePath> {
@@ -129,6 +163,11 @@ impl Source {
 
     pub(super) fn policy(&self) -> &Policy {
         &self.policy
+    }
+
+    /// Returns the roots, for people.
+    pub(super) fn roots(&self) -> Vec<String> {
+        self.policy.rules().iter().map(|rule| rule.path.as_str().to_owned()).collect()
     }
 
     fn root_path(&self, rule: usize) -> &str {
@@ -207,8 +246,14 @@ impl Source {
             return Err(denied(Denied::OwnState));
         }
         let fingerprint = fingerprint(&fd, &stat).map_err(|err| self.failed(err))?;
-        let (path, rule) = (path.as_str().to_owned(), rule.name.clone());
-        Ok(OpenFile { file: fd.into(), path, rule, fingerprint })
+        let path = path.as_str().to_owned();
+        Ok(OpenFile { file: fd.into(), path, terms: self.terms_of(rule), fingerprint })
+    }
+
+    fn terms_of(&self, rule: &Rule) -> Arc<Terms> {
+        let mut all = self.policy.rules().iter().zip(&self.terms);
+        let found = all.find(|(each, _)| std::ptr::eq(*each, rule));
+        Arc::clone(found.expect("the rule is of this policy").1)
     }
 
     /// Whether the name of what is opened is not the one that was asked for, and not every name is

@@ -2,7 +2,7 @@
 //! files, so that none of them is ever delivered.
 
 use std::{
-    fs::DirBuilder,
+    fs::{DirBuilder, File},
     io::{self, Read as _, Write as _},
     os::{
         fd::{AsFd as _, OwnedFd},
@@ -81,10 +81,52 @@ impl StateDir {
     /// Whether `stat` is a file of this directory. By inode, so that no other name of it (a hard
     /// link, a bind mount) is a way around; and only this user can add to the directory.
     pub fn owns(&self, stat: &Stat) -> io::Result<bool> {
-        let mut left = limits::STATE_FILES_MAX;
         let Some(dir) = &self.dir else { return Ok(false) };
-        let dir = rustix::fs::openat(dir, ".", LIST, Mode::empty())?;
-        holds(&dir, stat, &mut left)
+        let look = || {
+            let dir = rustix::fs::openat(dir, ".", LIST, Mode::empty())?;
+            holds(&dir, stat, &mut limits::STATE_FILES_MAX.clone())
+        };
+        for _ in 1..limits::OPEN_TRIES_MAX {
+            match look() {
+                // A file was replaced meanwhile.
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                looked => return looked,
+            }
+        }
+        look()
+    }
+
+    /// Reads a file of this directory; `None` if it is not there.
+    pub(super) fn read(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let Some(dir) = &self.dir else { return Ok(None) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(err) => return Err(err.into()),
+        };
+        let mut bytes = Vec::new();
+        let most = limits::STATE_FILE_BYTES_MAX;
+        File::from(fd).take(most + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > most {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, format!("{name} is too large")));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Replaces a file of this directory, or makes it; when this returns, it is on stable storage.
+    /// A crash leaves the old one or the new one. One caller at a time for each name.
+    pub(super) fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let Some(dir) = &self.dir else { return Err(Errno::NOENT.into()) };
+        let fresh = format!("{name}.new");
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let fd = rustix::fs::openat(dir, fresh.as_str(), flags | OFlags::CLOEXEC, mode)?;
+        let mut file = File::from(fd);
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        rustix::fs::renameat(dir, fresh.as_str(), dir, name)?;
+        Ok(rustix::fs::fsync(dir)?)
     }
 }
 
@@ -119,7 +161,7 @@ fn lock(dir: &OwnedFd, path: &Path) -> Result<OwnedFd, StateDirError> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let fd = rustix::fs::openat(dir, LOCK, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|err| failed(err.into()))?;
-    let mut file = std::fs::File::from(fd);
+    let mut file = File::from(fd);
     match rustix::fs::flock(file.as_fd(), FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(Errno::WOULDBLOCK) => {

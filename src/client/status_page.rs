@@ -175,7 +175,10 @@ mod tests {
 
     use super::*;
     use crate::{
-        client::{allowance::Allowance, board::Facts},
+        client::{
+            allowance::Allowance, board::Facts, config::Shared, policy::Policy, shares::Shares,
+            state_dir::StateDir,
+        },
         ids::SessionEpoch,
     };
 
@@ -185,10 +188,12 @@ mod tests {
             instance: "0123abcd".into(),
             version: "1",
             server: "http://localhost:3000".into(),
-            default_file: None,
-            allowed_roots: vec!["/srv".into()],
         };
-        Arc::new(Board::new(facts, Allowance::new(None, 4)))
+        let temp = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(&temp.path().join("state")).expect("free");
+        let policy = Policy::of_roots(vec!["/srv".parse().expect("a path")]);
+        let shares = Shares::new(&Shared::Policy(policy), Arc::new(state));
+        Arc::new(Board::new(facts, shares.changes(), Allowance::new(None, 4)))
     }
 
     fn status(method: &Method, path: &str, headers: &[(&'static str, &str)]) -> StatusCode {

@@ -3,17 +3,16 @@
 //! cannot be taken for a file.
 
 use std::{
-    error::Error,
-    fmt::Write as _,
     future::Future,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::spawn_blocking,
     time::sleep,
 };
@@ -27,11 +26,12 @@ use super::{
     reader::{self, Pool},
     resume::{Plan, Trails},
     source::{OpenFile, Source, SourceError},
+    words::{log_path, status_text},
 };
 use crate::{
     ids::{AttemptId, Digest, InstanceId, bounded},
-    limits, status, tls,
-    transfer::FailReason,
+    limits,
+    transfer::{FailReason, Hold},
     wire::{
         proto::{UploadFileResponse, file_transfer_client::FileTransferClient, receipt},
         session::{Command, Header, Outcome, Report, Upload},
@@ -42,7 +42,8 @@ use crate::{
 /// What every attempt of this process needs.
 #[derive(Debug)]
 pub(super) struct Uploader {
-    source: Arc<Source>,
+    /// The newest one opens.
+    source: watch::Receiver<Arc<Source>>,
     data: Arc<DataConnections>,
     instance: InstanceId,
     /// Shared by all of them.
@@ -92,11 +93,12 @@ impl Progress {
 enum Decision {
     Finish { size: u64, digest: Digest },
     Abort { reason: FailReason, detail: String },
+    Held(Hold, Duration),
 }
 
 impl Uploader {
     pub(super) fn new(
-        source: Arc<Source>,
+        source: watch::Receiver<Arc<Source>>,
         data: Arc<DataConnections>,
         instance: InstanceId,
         pace: Arc<Limiter>,
@@ -143,6 +145,10 @@ impl Uploader {
             Outcome::Broken => {
                 tracing::warn!(epoch, %path, sent, detail, "broke; the server decides");
             }
+            Outcome::Held(hold, pause) => {
+                let again_in_seconds = pause.as_secs();
+                tracing::info!(epoch, %path, sent, ?hold, again_in_seconds, "held by the policy");
+            }
             Outcome::Failed(reason) => {
                 tracing::warn!(epoch, %path, sent, ?reason, detail, "not delivered");
             }
@@ -159,6 +165,9 @@ impl Uploader {
             Ok(opened) => opened,
             Err(err) => return (Outcome::Failed(err.reason()), err.to_string()),
         };
+        if let Some((hold, pause)) = file.terms.held() {
+            return held(hold, pause);
+        }
         let size = file.fingerprint.size_bytes;
         progress.size.store(size, Ordering::Relaxed);
         if size > command.size_max {
@@ -173,11 +182,12 @@ impl Uploader {
         command: &Command,
         permit: OwnedSemaphorePermit,
     ) -> Result<(OpenFile, OwnedSemaphorePermit), SourceError> {
-        let (source, path) = (self.source.clone(), command.path.clone());
-        let opening = spawn_blocking(move || source.open(&path).map(|file| (file, permit)));
+        let (source, path) = (self.source.borrow().clone(), command.path.clone());
+        let asked = Arc::clone(&source);
+        let opening = spawn_blocking(move || asked.open(&path).map(|file| (file, permit)));
         let opened = opening.await.unwrap_or_else(|err| Err(SourceError::Io(err.into())));
         if let Err(SourceError::Denied(why)) = &opened {
-            log_denied(&self.source, command, *why);
+            log_denied(&source, command, *why);
         }
         opened
     }
@@ -195,6 +205,18 @@ impl Uploader {
         plan
     }
 
+    fn header(&self, command: &Command, file: &OpenFile, plan: &Plan) -> Upload {
+        Upload::Header(Header {
+            attempt: command.attempt,
+            instance: self.instance,
+            offset: plan.kept.bytes(),
+            size: file.fingerprint.size_bytes,
+            fingerprint: file.fingerprint,
+            path: file.path.clone(),
+            restart_detail: plan.restart_detail.clone(),
+        })
+    }
+
     async fn send(
         &self,
         command: &Command,
@@ -203,15 +225,7 @@ impl Uploader {
         progress: &Arc<Progress>,
     ) -> (Outcome, String) {
         let plan = self.plan(command, &file);
-        let header = Upload::Header(Header {
-            attempt: command.attempt,
-            instance: self.instance,
-            offset: plan.kept.bytes(),
-            size: file.fingerprint.size_bytes,
-            fingerprint: file.fingerprint,
-            path: file.path.clone(),
-            restart_detail: plan.restart_detail.clone(),
-        });
+        let header = self.header(command, &file, &plan);
         let (sender, receiver) = mpsc::channel(limits::CHUNKS_IN_FLIGHT_MAX);
         let decision = Arc::new(OnceLock::new());
         let aborted = CancellationToken::new();
@@ -221,11 +235,14 @@ impl Uploader {
         let (consistency, told) = (command.consistency, progress);
         progress.sent.fetch_max(plan.kept.bytes(), Ordering::Relaxed);
         let progress = progress.clone();
+        let terms = Arc::clone(&file.terms);
+        let charged = Arc::clone(&terms);
         // Not awaited: it ends when nobody hears it, and one that hangs in a read must hold up
         // nobody.
         drop(spawn_blocking(move || {
             let _permit = permit;
             let mut send = |message: Upload| {
+                let (message, goes_on) = charged.charge(message);
                 let end = note(&message, &noted);
                 let is_new = end_of_chunk(&message);
                 let heard = sender.blocking_send(message).is_ok();
@@ -235,7 +252,7 @@ impl Uploader {
                 if end {
                     noted_abort.cancel();
                 }
-                heard
+                heard && goes_on
             };
             if send(header) {
                 let trail = reader::read(&file, consistency, &plan, &buffers, &mut send);
@@ -245,19 +262,30 @@ impl Uploader {
             }
         }));
         let lease = self.data.lease();
-        let pace =
-            Pace { client: self.pace.clone(), own: command.rate_max, held: told.held.clone() };
+        let pace = Pace {
+            client: self.pace.clone(),
+            rule: terms.limiter.clone(),
+            own: command.rate_max,
+            held: told.held.clone(),
+        };
         let body = UploadBody::new(receiver);
         let mut client = FileTransferClient::new(Paced::new(lease.channel.clone(), body, pace))
             .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
         // The channel has the body.
         let call = client.upload_file(tokio_stream::empty());
-        let answer = answer(call, &aborted).await;
+        let answer = tokio::select! {
+            answer = answer(call, &aborted) => answer,
+            (hold, pause) = terms.end() => return held(hold, pause),
+        };
         if let Some(Decision::Finish { digest, .. }) = decision.get() {
             told.digest.get_or_init(|| *digest);
         }
         judge(command.attempt, answer, decision.get())
     }
+}
+
+fn held(hold: Hold, pause: Duration) -> (Outcome, String) {
+    (Outcome::Held(hold, pause), "the client's policy holds it back for now".to_owned())
 }
 
 /// Notes the reader's decision; returns whether it is an Abort.
@@ -269,9 +297,10 @@ fn note(message: &Upload, noted: &OnceLock<Decision>) -> bool {
         Upload::Abort { reason, detail } => {
             Decision::Abort { reason: *reason, detail: detail.clone() }
         }
+        Upload::Held(hold, pause) => Decision::Held(*hold, *pause),
         Upload::Header(_) | Upload::Chunk { .. } | Upload::RangeEnd => return false,
     };
-    let is_abort = matches!(decision, Decision::Abort { .. });
+    let is_abort = !matches!(decision, Decision::Finish { .. });
     noted.set(decision).expect("a reader decides once");
     is_abort
 }
@@ -305,6 +334,7 @@ fn judge(
 ) -> (Outcome, String) {
     match (answer, decision) {
         (_, Some(Decision::Abort { reason, detail })) => (Outcome::Failed(*reason), detail.clone()),
+        (_, Some(Decision::Held(hold, pause))) => held(*hold, *pause),
         (Some(Ok(response)), Some(Decision::Finish { size, digest })) => {
             if is_receipt(attempt, response.get_ref(), *size, *digest) {
                 (Outcome::Delivered, String::new())
@@ -331,43 +361,6 @@ fn is_receipt(
         && AttemptId::try_from(receipt.attempt.clone()) == Ok(attempt)
         && receipt.size == size
         && Digest::from_bytes(&receipt.digest) == Ok(digest)
-}
-
-/// Returns what a status says, for people: its stable reason, its text, and what is beneath it.
-/// Escaped, because a peer wrote it.
-pub(super) fn status_text(status: &Status) -> String {
-    let mut text = status::reason(status)
-        .map_or_else(|| format!("{:?}", status.code()), |reason| reason.as_str().to_owned());
-    if !status.message().is_empty() {
-        write!(text, ": {:?}", bounded(status.message().to_owned(), limits::DETAIL_BYTES_MAX))
-            .expect("a string takes text");
-    }
-    match tls::explain(status) {
-        Some(why) => text + ": " + &why,
-        None => text + &causes(status, status.message()),
-    }
-}
-
-/// Returns what is beneath an error. Many an error says what the next one says: that is told once,
-/// and what was `said` is not told again.
-pub(super) fn causes(err: &dyn Error, said: &str) -> String {
-    let mut text = String::new();
-    let mut last = said.to_owned();
-    let mut next = err.source();
-    while let Some(err) = next {
-        let each = bounded(err.to_string(), limits::DETAIL_BYTES_MAX);
-        if each != last {
-            write!(text, ": {}", each.escape_debug()).expect("a string takes text");
-            last = each;
-        }
-        next = err.source();
-    }
-    text
-}
-
-/// Returns a path as a log shows it: what could break a line is escaped.
-pub(super) fn log_path(path: &str) -> String {
-    if path.is_empty() { "(default file)".to_owned() } else { path.escape_debug().to_string() }
 }
 
 /// Only this log names what would do: the server learns nothing about what is outside.
@@ -401,21 +394,6 @@ mod tests {
             session::{FromClient, FromServer, Verdict},
         },
     };
-
-    #[test]
-    fn a_cause_is_told_once_and_a_path_as_it_is() {
-        #[derive(Debug, thiserror::Error)]
-        #[error("{0}")]
-        struct Layer(&'static str, #[source] Option<Box<Self>>);
-        let layer = |text, beneath| Some(Box::new(Layer(text, beneath)));
-        let err = Layer("top", layer("refused", layer("refused", layer("deep\n", None))));
-        assert_eq!(causes(&err, "top"), ": refused: deep\\n");
-        assert_eq!(causes(&err, "refused"), ": deep\\n");
-
-        assert_eq!(log_path("/var/log/a b"), "/var/log/a b");
-        assert_eq!(log_path("/a\nb"), "/a\\nb");
-        assert_eq!(log_path(""), "(default file)");
-    }
 
     /// More than the windows and buffers of a stream hold: an upload that nobody reads cannot
     /// finish.
@@ -555,7 +533,8 @@ mod tests {
         );
         let data = DataConnections::new(&server.dialer);
         let (instance, pace) = (InstanceId::generate(), Limiter::new(None));
-        let uploader = Uploader::new(Arc::new(source), data, instance, pace);
+        let sources = watch::Sender::new(Arc::new(source));
+        let uploader = Uploader::new(sources.subscribe(), data, instance, pace);
         let command = Command {
             attempt: AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) },
             path: Ok(Some(parse(&path))),
@@ -623,7 +602,7 @@ mod tests {
     async fn a_refusal_is_told_by_its_reason() {
         let (mut server, client, mut session, _) = begin().await;
         let upload = server.upload().await;
-        upload.answer(Err(status::status(Reason::StaleEpoch, "a newer\nattempt")));
+        upload.answer(Err(crate::status::status(Reason::StaleEpoch, "a newer\nattempt")));
         let report = session.report().await;
         assert_eq!(report.outcome, Outcome::Broken);
         assert!(report.detail.starts_with("STALE_EPOCH: \"a newer\\nattempt\""), "{report:?}");

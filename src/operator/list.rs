@@ -85,6 +85,9 @@ pub(super) async fn client(context: &Context, id: &ClientId) -> Result<(), Error
         ("queued", client.queued_transfers.to_string()),
         ("sessions", client.session_epoch.to_string()),
     ];
+    if !client.policy_digest.is_empty() {
+        pairs.push(("policy", client.policy_digest.clone()));
+    }
     pairs.extend(client.allowed_roots.into_iter().map(|root| ("allows", root)));
     print(context, &pairs).await
 }

@@ -81,6 +81,7 @@ pub(super) struct ClientView<'a> {
     version: &'a str,
     address: &'a str,
     allowed_roots: &'a [String],
+    policy_digest: Option<&'a str>,
     jobs_max: u32,
     active_transfers: u32,
     queued_transfers: u32,
@@ -184,6 +185,7 @@ impl<'a> From<&'a proto::Client> for ClientView<'a> {
             version: &c.version,
             address: &c.address,
             allowed_roots: &c.allowed_roots,
+            policy_digest: Some(c.policy_digest.as_str()).filter(|digest| !digest.is_empty()),
             jobs_max: c.jobs_max,
             active_transfers: c.active_transfers,
             queued_transfers: c.queued_transfers,
@@ -297,7 +299,7 @@ mod tests {
         let mut names: Vec<_> = json.as_object().expect("object").keys().collect();
         names.sort_unstable();
         let mut contract = "id presence last_seen connected_since first_seen host_name os version \
-            address allowed_roots jobs_max active_transfers queued_transfers session_epoch"
+            address allowed_roots policy_digest jobs_max active_transfers queued_transfers session_epoch"
             .split_whitespace()
             .collect::<Vec<_>>();
         contract.sort_unstable();

@@ -5,7 +5,10 @@
 //! the only buffer, so that HTTP/2 flow control slows the client down when the disk is slow. The end
 //! of the stream means nothing: tonic reports a cancelled or broken upload as a clean end.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::time::timeout;
 use tonic::Streaming;
@@ -23,7 +26,9 @@ use crate::{
     ids::Digest,
     limits,
     status::Reason,
-    transfer::{Consistency, Delivered, FailReason, Fingerprint, Finish, Moment, Step, Transfer},
+    transfer::{
+        Consistency, Delivered, FailReason, Fingerprint, Finish, Hold, Moment, Step, Transfer,
+    },
     wire::{
         proto::UploadFileRequest,
         session::{Header, Upload, WireError},
@@ -91,6 +96,8 @@ enum End {
         reason: FailReason,
         detail: String,
     },
+    /// The client's own policy lets it send no more for so long.
+    Held(Hold, Duration),
     /// Told to stop: whoever told has noted why.
     Stopped,
     Drained,
@@ -188,6 +195,7 @@ impl Ingest {
                 Ok(Next::Message(Upload::Abort { reason, detail })) => {
                     return End::Abort { reason, detail };
                 }
+                Ok(Next::Message(Upload::Held(hold, pause))) => return End::Held(hold, pause),
                 Ok(Next::Message(Upload::Header(_) | Upload::RangeEnd)) => {
                     return End::Refused(out_of_order("neither a chunk nor an end of the file"));
                 }
@@ -341,10 +349,7 @@ async fn next_moving(
 
 /// Reads the next message. A transport error is an end like any other; only a message that is not
 /// one of ours, or silence, is refused.
-async fn next(
-    stream: &mut Streaming<UploadFileRequest>,
-    wait: std::time::Duration,
-) -> Result<Next, Error> {
+async fn next(stream: &mut Streaming<UploadFileRequest>, wait: Duration) -> Result<Next, Error> {
     let message = match timeout(wait, stream.message()).await {
         Err(_) => return Err(Error::refused(Reason::Stalled, "no data came for too long")),
         Ok(Ok(Some(message))) => message,

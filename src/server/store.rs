@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{ClientId, InstanceId, OperatorName, SessionEpoch, TransferId, UnixMs},
+    ids::{ClientId, Digest, InstanceId, OperatorName, SessionEpoch, TransferId, UnixMs},
     transfer::{Moment, State, Step, StepError, Transfer},
 };
 
@@ -45,6 +45,8 @@ pub struct SessionOpening {
     pub os: String,
     pub address: String,
     pub allowed_roots: Vec<String>,
+    /// Of the policy that says so.
+    pub policy_digest: Option<Digest>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

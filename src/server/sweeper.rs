@@ -105,6 +105,7 @@ mod tests {
             os: String::new(),
             address: String::new(),
             allowed_roots: Vec::new(),
+            policy_digest: None,
         };
         let epoch = coordinator.store.open_session(&opening, UnixMs::now()).await;
         let (epoch, none) = (epoch.expect("known"), String::new());

@@ -205,6 +205,7 @@ pub(crate) mod samples {
             os: "linux".to_owned(),
             address: "192.0.2.1:4711".to_owned(),
             allowed_roots: vec!["/var/log".to_owned()],
+            policy_digest: Some(blake3::hash(b"a policy").into()),
         };
         ClientView {
             record: ClientRecord {

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    Cause, Content, FailReason, Failure, Moment, SourceFile, State, Step, StepError, Transfer,
-    Waiting, WaitingReason,
+    Cause, Content, FailReason, Failure, Hold, Moment, SourceFile, State, Step, StepError,
+    Transfer, Waiting, WaitingReason,
 };
 use crate::{
     ids::{Epoch, InstanceId, UnixMs},
@@ -207,6 +207,13 @@ impl Transfer {
             Cause::ClientStopped => {
                 let next = now.at.plus(limits::BUSY_PAUSE);
                 self.wait_in(state, WaitingReason::ClientBusy, Some(next), now);
+            }
+            Cause::ClientHolds { hold, pause } => {
+                let reason = match hold {
+                    Hold::PolicyWindow => WaitingReason::ClientPolicyWindow,
+                    Hold::BytesPerDay => WaitingReason::Quota,
+                };
+                self.wait_in(state, reason, Some(now.at.plus(*pause)), now);
             }
             Cause::Failed { reason, detail } => self.attempt_failed(*reason, detail.clone(), now),
         }

@@ -1,5 +1,7 @@
 //! What can happen to a transfer.
 
+use std::time::Duration;
+
 use super::{FailReason, Finish, SourceFile, State};
 use crate::ids::{Epoch, InstanceId, UnixMs};
 
@@ -16,6 +18,15 @@ impl Moment {
     }
 }
 
+/// Why a client sends nothing for now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hold {
+    /// Outside the hours of its policy, or that policy has just changed.
+    PolicyWindow,
+    /// It has sent as much in a day as its policy allows.
+    BytesPerDay,
+}
+
 /// What broke an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
@@ -30,6 +41,8 @@ pub enum Cause {
     ServerDisk { is_full: bool },
     /// The client ended it, and says no more.
     ClientStopped,
+    /// The client's own policy lets it send nothing for so long: nobody's fault.
+    ClientHolds { hold: Hold, pause: Duration },
     /// Counts as an attempt.
     Failed { reason: FailReason, detail: String },
 }

@@ -155,6 +155,7 @@ impl From<ClientView> for proto::Client {
             version: opening.version,
             address: opening.address,
             allowed_roots: opening.allowed_roots,
+            policy_digest: opening.policy_digest.map(|d| d.to_string()).unwrap_or_default(),
             jobs_max: opening.jobs_max,
             active_transfers: count(record.active_transfers),
             queued_transfers: count(record.queued_transfers),

@@ -7,9 +7,9 @@ use bytes::Bytes;
 
 use crate::{
     chunk::Prefix,
-    ids::{AttemptId, ClientId, IdError, InstanceId, RemotePath, SessionEpoch},
+    ids::{AttemptId, ClientId, Digest, IdError, InstanceId, RemotePath, SessionEpoch},
     rate::{Rate, RateError},
-    transfer::{Consistency, FailReason, Fingerprint, Finish},
+    transfer::{Consistency, FailReason, Fingerprint, Finish, Hold},
 };
 
 mod decode;
@@ -76,6 +76,8 @@ pub struct Hello {
     pub host_name: String,
     pub os: String,
     pub allowed_roots: Vec<String>,
+    /// Of the policy that says so.
+    pub policy_digest: Option<Digest>,
     pub running: Vec<AttemptId>,
 }
 
@@ -105,6 +107,8 @@ pub enum Outcome {
     /// No answer, or a refusal of the server's.
     Broken,
     Stopped,
+    /// Its own policy lets it send nothing for so long.
+    Held(Hold, Duration),
 }
 
 /// From the server, on `Connect`.
@@ -160,10 +164,23 @@ pub struct Resume {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Upload {
     Header(Header),
-    Chunk { offset: u64, crc32c: u32, data: Bytes },
+    Chunk {
+        offset: u64,
+        crc32c: u32,
+        data: Bytes,
+    },
     RangeEnd,
-    Abort { reason: FailReason, detail: String },
-    Finish { size: u64, finish: Finish, fingerprint: Fingerprint },
+    Abort {
+        reason: FailReason,
+        detail: String,
+    },
+    /// Its own policy lets it send no more for so long.
+    Held(Hold, Duration),
+    Finish {
+        size: u64,
+        finish: Finish,
+        fingerprint: Fingerprint,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,7 +23,7 @@ pub struct UploadBody {
     queue: mpsc::Receiver<Upload>,
     /// Of a message whose beginning has gone.
     data: Bytes,
-    /// Nothing follows a Finish or an Abort.
+    /// Nothing follows a Finish or an Abort, of either kind.
     is_over: bool,
 }
 
@@ -48,7 +48,8 @@ impl Body for UploadBody {
             return Poll::Ready(None);
         }
         let Some(message) = ready!(self.queue.poll_recv(cx)) else { return Poll::Ready(None) };
-        self.is_over = matches!(message, Upload::Finish { .. } | Upload::Abort { .. });
+        self.is_over =
+            matches!(message, Upload::Finish { .. } | Upload::Abort { .. } | Upload::Held(..));
         let (head, data) = framed(message);
         self.data = data;
         Poll::Ready(Some(Ok(Frame::data(head))))

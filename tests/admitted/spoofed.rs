@@ -1,11 +1,13 @@
 //! A client with a good certificate of its own tries to be another one. Afterwards nothing about
 //! the other has changed: its session lives, its transfers stand as they stood, and complete.
 
+use std::time::Duration;
+
 use fts::{
     ids::{AttemptId, Epoch, InstanceId, TransferId},
     limits::CHUNK_BYTES,
     status::{Reason, reason},
-    transfer::{FailReason, State},
+    transfer::{FailReason, Hold, State},
     wire::{
         proto::{self, enrolment_client::EnrolmentClient},
         session::{FromClient, Header, Outcome, Report, UploadProgress, Verdict},
@@ -140,6 +142,7 @@ async fn nobody_reports_for_another() {
         Outcome::Failed(FailReason::SourceChanged),
         Outcome::Broken,
         Outcome::Stopped,
+        Outcome::Held(Hold::PolicyWindow, Duration::from_secs(1)),
     ];
     let verdicts = [Verdict::Accepted, Verdict::Busy, Verdict::StaleEpoch, Verdict::Conflict];
     // With its own instance, and with the other's.

@@ -94,6 +94,7 @@ impl TestClient {
             host_name: "test-host".to_owned(),
             status: StatusPort::None,
             shared: Shared::Policy(Policy::of_roots(allowed.iter().map(root).collect())),
+            policy_file: None,
             ca: None,
             proxies: Proxies::off(),
             state_dir: state.path().join("state"),

@@ -46,6 +46,7 @@ pub fn hello(client: &str, instance: InstanceId) -> Hello {
         host_name: "test-host".to_owned(),
         os: "test".to_owned(),
         allowed_roots: Vec::new(),
+        policy_digest: None,
         running: Vec::new(),
     }
 }

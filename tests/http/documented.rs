@@ -7,6 +7,7 @@ use std::{
     process::Command,
 };
 
+use fts::client::policy::Policy;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::spawn_blocking;
@@ -21,6 +22,10 @@ use crate::{
     fixture::{DemoClient, normal, without_number},
 };
 
+fn policy_digest(file: &str) -> String {
+    Policy::of_roots(vec![file.parse().expect("a path")]).digest().to_string()
+}
+
 #[tokio::test]
 async fn get_clients() {
     let server = TestServer::start().await;
@@ -30,7 +35,9 @@ async fn get_clients() {
 
     let answer = get(server.address, "/clients").await;
 
-    let known = [(file, "FILE"), (&*os, "OS"), (env!("CARGO_PKG_VERSION"), "VERSION")];
+    let digest = policy_digest(file);
+    let version = (env!("CARGO_PKG_VERSION"), "VERSION");
+    let known = [(file, "FILE"), (&*digest, "DIGEST"), (&*os, "OS"), version];
     let expected = "\
 HTTP/1.1 200 OK
 content-type: application/json
@@ -42,7 +49,7 @@ date: DATE
 {\"clients\":[{\"id\":\"client-1\",\"presence\":\"ONLINE\",\"last_seen\":\"TIME\",\
 \"connected_since\":\"TIME\",\"first_seen\":\"TIME\",\"host_name\":\"test-host\",\"os\":\"OS\",\
 \"version\":\"VERSION\",\"address\":\"127.0.0.1:PORT\",\"allowed_roots\":[\"FILE\"],\
-\"jobs_max\":4,\"active_transfers\":0,\"queued_transfers\":0,\"session_epoch\":1}],\
+\"policy_digest\":\"DIGEST\",\"jobs_max\":4,\"active_transfers\":0,\"queued_transfers\":0,\"session_epoch\":1}],\
 \"next_page_token\":\"\"}\n";
     assert_eq!(normal(&answer, &known), expected);
     let one = get(server.address, "/clients/client-1").await.json();
@@ -151,7 +158,8 @@ async fn get_status_of_the_client() {
     let answer = get(client.status, "/status").await;
 
     let instance = answer.json()["instance"].as_str().expect("an instance").to_owned();
-    let known = [(file, "FILE"), (&*instance, "INSTANCE"), (env!("CARGO_PKG_VERSION"), "VERSION")];
+    let (digest, version) = (policy_digest(file), (env!("CARGO_PKG_VERSION"), "VERSION"));
+    let known = [(file, "FILE"), (&*digest, "DIGEST"), (&*instance, "INSTANCE"), version];
     let got = normal(&answer, &known);
     let (head, page) = got.split_once("\n\n").expect("a body");
     assert_eq!(
@@ -169,7 +177,7 @@ date: DATE"
     let expected = "\
 {\"id\":\"client-1\",\"instance\":\"INSTANCE\",\"version\":\"VERSION\",\
 \"server\":\"http://127.0.0.1:PORT\",\"default_file\":\"FILE\",\"allowed_roots\":[\"FILE\"],\
-\"jobs_max\":4,\"session\":{\"connected\":true,\"epoch\":1,\"since\":\"TIME\"},\
+\"policy_digest\":\"DIGEST\",\"jobs_max\":4,\"session\":{\"connected\":true,\"epoch\":1,\"since\":\"TIME\"},\
 \"last_server_contact\":\"TIME\",\"last_error\":null,\"last_error_time\":null,";
     assert_eq!(page, expected);
     client.stop().await;

@@ -50,6 +50,7 @@ impl DemoClient {
             host_name: "test-host".to_owned(),
             status: StatusPort::Bound(TcpListener::bind("127.0.0.1:0").expect("a port")),
             shared: Shared::DemoFile { path, size: data.len() as u64 },
+            policy_file: None,
             ca: None,
             proxies: Proxies::off(),
             state_dir: dir.path().join("state"),

@@ -42,6 +42,7 @@ pub(crate) fn opening(client: &ClientId, instance: InstanceId) -> SessionOpening
         os: "linux".to_owned(),
         address: "192.0.2.1:5000".to_owned(),
         allowed_roots: vec!["/var/log".to_owned(), "/srv/\"quoted\"".to_owned()],
+        policy_digest: Some(Digest::from_bytes(&[7; 32]).unwrap()),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which files may be read: from flags, variable, files, or the demo file.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{DEFAULT, DEMO_FILE, Layers, Shared, Surroundings, directory, shown};
 use crate::{
@@ -12,14 +12,14 @@ use crate::{
 };
 
 /// Picks the policy: a file, or the list of `--allow`. A list replaces the one that it wins over:
-/// what is typed can only be narrower than expected.
+/// what is typed can only be narrower than expected. Returns the policy's file too, if it has one.
 pub(super) fn shared(
     picker: &mut Picker,
     server: &ServerUrl,
     said: Said<'_>,
     layers: &Layers<'_>,
     around: &Surroundings,
-) -> Option<Shared> {
+) -> Option<(Shared, Option<PathBuf>)> {
     let from = [(settings::in_file("policy"), layers.file.policy.clone())];
     let flag = ("policy", said.policy);
     let file = picker.pick_shown(flag, None, from, directory, shown);
@@ -30,18 +30,18 @@ pub(super) fn shared(
             picker.problem(format!("{origin} and a policy file: one of them says what is shared"));
             None
         }
-        (Some(path), None) => from_file(picker, &path),
-        (None, Some(list)) => Some(from_list(picker, list)),
+        (Some(path), None) => from_file(picker, path),
+        (None, Some(list)) => Some((from_list(picker, list), None)),
         (None, None) => match (&layers.joined.policy, &layers.joined.allow) {
             (Some(path), _) => {
                 picker.note("policy", format!("{path:?}"), layers.origin("policy"));
-                from_file(picker, Path::new(path))
+                from_file(picker, path.into())
             }
             (None, Some(texts)) if !texts.is_empty() => {
                 let (texts, origin) = (texts.clone(), layers.origin("allow"));
-                Some(from_list(picker, Listed { origin, texts, is_typed: false }))
+                Some((from_list(picker, Listed { origin, texts, is_typed: false }), None))
             }
-            _ => demo_file(picker, server, around),
+            _ => demo_file(picker, server, around).map(|shared| (shared, None)),
         },
     }
 }
@@ -92,9 +92,9 @@ fn from_list(picker: &mut Picker, list: Listed) -> Shared {
     Shared::Policy(Policy::of_roots(good))
 }
 
-fn from_file(picker: &mut Picker, path: &Path) -> Option<Shared> {
-    match Policy::read(path) {
-        Ok(policy) => Some(Shared::Policy(policy)),
+fn from_file(picker: &mut Picker, path: PathBuf) -> Option<(Shared, Option<PathBuf>)> {
+    match Policy::read(&path) {
+        Ok(policy) => Some((Shared::Policy(policy), Some(path))),
         Err(problems) => {
             for problem in problems {
                 picker.problem(format!("{}: {problem}", path.display()));

@@ -9,6 +9,9 @@
 //! max_size = "10GB"             # default: no limit
 //! links = "never"               # default: "inside"
 //! one_file_system = true        # default: false
+//! rate = "5MB/s"                # default: no limit
+//! bytes_per_day = "50GB"        # default: no limit
+//! hours = "22:00-06:00"         # default: at all hours
 //! ```
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
@@ -39,6 +42,9 @@ struct Root {
     links: Option<String>,
     #[serde(default)]
     one_file_system: bool,
+    rate: Option<String>,
+    bytes_per_day: Option<String>,
+    hours: Option<String>,
 }
 
 impl Policy {
@@ -93,29 +99,57 @@ impl Policy {
 }
 
 impl Root {
+    /// Returns the rule, or what is wrong.
     fn check(self) -> (Option<Rule>, Vec<String>) {
         let mut problems = Vec::new();
-        let mut ok = |result: Result<(), String>| problems.extend(result.err());
-        let path = self.path.parse::<RemotePath>();
-        ok(named(&self.name));
-        ok(path.as_ref().map(|_| ()).map_err(|err| format!("path: {err}")));
-        let include = patterns("include", self.include);
-        ok(include.as_ref().map(|_| ()).map_err(Clone::clone));
-        let exclude = patterns("exclude", self.exclude);
-        ok(exclude.as_ref().map(|_| ()).map_err(Clone::clone));
-        let size_max = self.max_size.map(|text| settings::size(&text)).transpose();
-        ok(size_max.as_ref().map(|_| ()).map_err(|err| format!("max_size: {err}")));
-        let links = links(self.links.as_deref());
-        ok(links.as_ref().map(|_| ()).map_err(Clone::clone));
-        let (Ok(path), Ok(include), Ok(exclude), Ok(size_max), Ok(links)) =
-            (path, include, exclude, size_max, links)
-        else {
-            return (None, problems);
-        };
-        let one_file_system = self.one_file_system;
-        let name = self.name;
-        (Some(Rule { name, path, include, exclude, size_max, links, one_file_system }), problems)
+        named(&self.name).unwrap_or_else(|problem| problems.push(problem));
+        let path = keep(
+            &mut problems,
+            "path",
+            self.path.parse::<RemotePath>().map_err(|err| err.to_string()),
+        );
+        let include = keep(&mut problems, "include", patterns(self.include));
+        let exclude = keep(&mut problems, "exclude", patterns(self.exclude));
+        let size_max = optional(&mut problems, "max_size", self.max_size, settings::size);
+        let links = keep(&mut problems, "links", links(self.links.as_deref()));
+        let rate = optional(&mut problems, "rate", self.rate, settings::rate).flatten();
+        let bytes_per_day = optional(&mut problems, "bytes_per_day", self.bytes_per_day, of_day);
+        let hours = optional(&mut problems, "hours", self.hours, str::parse);
+        let parts = path.zip(include).zip(exclude).zip(links);
+        let rule = parts.map(|(((path, include), exclude), links)| Rule {
+            name: self.name,
+            path,
+            include,
+            exclude,
+            size_max,
+            links,
+            one_file_system: self.one_file_system,
+            rate,
+            bytes_per_day,
+            hours,
+        });
+        (rule, problems)
     }
+}
+
+/// Returns what is good, or notes what is wrong with this key.
+fn keep<T>(problems: &mut Vec<String>, key: &str, result: Result<T, String>) -> Option<T> {
+    result.map_err(|what| problems.push(format!("{key}: {what}"))).ok()
+}
+
+fn optional<T>(
+    problems: &mut Vec<String>,
+    key: &str,
+    text: Option<String>,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Option<T> {
+    keep(problems, key, parse(&text?))
+}
+
+fn of_day(text: &str) -> Result<u64, String> {
+    let bytes = settings::size(text)?;
+    let least = limits::BYTES_PER_DAY_MIN;
+    if bytes < least { Err(format!("at least {least} bytes")) } else { Ok(bytes) }
 }
 
 fn named(name: &str) -> Result<(), String> {
@@ -131,17 +165,17 @@ fn links(text: Option<&str>) -> Result<Links, String> {
     match text {
         None | Some("inside") => Ok(Links::Inside),
         Some("never") => Ok(Links::Never),
-        Some(_) => Err("links: neither \"inside\" nor \"never\"".to_owned()),
+        Some(_) => Err("neither \"inside\" nor \"never\"".to_owned()),
     }
 }
 
-fn patterns(key: &str, texts: Vec<String>) -> Result<Patterns, String> {
+fn patterns(texts: Vec<String>) -> Result<Patterns, String> {
     if texts.len() > limits::POLICY_PATTERNS_MAX {
-        return Err(format!("{key}: at most {} patterns", limits::POLICY_PATTERNS_MAX));
+        return Err(format!("at most {} patterns", limits::POLICY_PATTERNS_MAX));
     }
     let mut set = GlobSetBuilder::new();
     for text in &texts {
-        let wrong = |what: &str| format!("{key}: {text:?}: {what}");
+        let wrong = |what: &str| format!("{text:?}: {what}");
         if text.is_empty() || text.len() > limits::PATH_BYTES_MAX {
             return Err(wrong("a pattern has 1 to 4096 bytes"));
         }
@@ -153,7 +187,7 @@ fn patterns(key: &str, texts: Vec<String>) -> Result<Patterns, String> {
         let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
         set.add(glob.map_err(|err| wrong(&err.kind().to_string()))?);
     }
-    let set = set.build().map_err(|err| format!("{key}: {err}"))?;
+    let set = set.build().map_err(|err| err.to_string())?;
     Ok(Patterns { set, texts })
 }
 
@@ -168,7 +202,8 @@ mod tests {
     #[test]
     fn everything_that_is_wrong_is_told_at_once() {
         let text = "[[root]]\nname = 'a b'\npath = 'rel'\nlinks = 'maybe'\nmax_size = 'big'\n\
-                    include = ['/x']\nexclude = ['[']\n[[root]]\nname = 'b'\npath = '/b'\n\
+                    include = ['/x']\nexclude = ['[']\nrate = 'fast'\nbytes_per_day = '1KB'\n\
+                    hours = 'night'\n[[root]]\nname = 'b'\npath = '/b'\n\
                     [[root]]\nname = 'b'\npath = '/b/.'\n";
         let told = problems(text).join("\n");
         for part in [
@@ -178,6 +213,9 @@ mod tests {
             "exclude: \"[\"",
             "max_size:",
             "links:",
+            "rate:",
+            "bytes_per_day: at least",
+            "hours: \"night\"",
             "root 3 (\"b\"): another root has this name",
             "root 3 (\"b\"): \"b\" has the same path",
         ] {

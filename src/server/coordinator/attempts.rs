@@ -38,6 +38,7 @@ impl Coordinator {
             os: hello.os,
             address,
             allowed_roots: hello.allowed_roots,
+            policy_digest: hello.policy_digest,
         };
         let epoch = self.store.open_session(&opening, UnixMs::now()).await?;
         let session = Arc::new(Session::new(
@@ -232,6 +233,7 @@ impl Coordinator {
             Outcome::Failed(reason) => Cause::Failed { reason, detail },
             Outcome::Broken => Cause::Failed { reason: FailReason::Io, detail },
             Outcome::Stopped => Cause::ClientStopped,
+            Outcome::Held(hold, pause) => Cause::ClientHolds { hold, pause },
         };
         if self.uploads.stop_because(attempt, cause.clone()) {
             // It knows what is kept, and notes that with its end.

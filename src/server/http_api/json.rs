@@ -13,7 +13,7 @@ use axum::{
 use serde::{Serialize, Serializer};
 
 use crate::{
-    ids::{OperatorName, RemotePath, RequestId, UnixMs},
+    ids::{Digest, OperatorName, RemotePath, RequestId, UnixMs},
     rate::Rate,
     server::view::{ClientView, Presence, TransferView},
     transfer::{Consistency, Content, Delivered, FailReason, Fingerprint, State, WaitingReason},
@@ -164,6 +164,8 @@ pub(super) struct ClientJson<'a> {
     version: &'a str,
     address: &'a str,
     allowed_roots: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_digest: Option<Digest>,
     jobs_max: u32,
     active_transfers: u64,
     queued_transfers: u64,
@@ -189,6 +191,7 @@ impl<'a> From<&'a ClientView> for ClientJson<'a> {
             version: &opening.version,
             address: &opening.address,
             allowed_roots: &opening.allowed_roots,
+            policy_digest: opening.policy_digest,
             jobs_max: opening.jobs_max,
             active_transfers: record.active_transfers,
             queued_transfers: record.queued_transfers,

@@ -38,6 +38,7 @@ impl Ingest {
                 return Ok(Received::Aborted);
             }
             End::Abort { reason, detail } => (failed_with(reason, detail), None),
+            End::Held(hold, pause) => (Cause::ClientHolds { hold, pause }, None),
             End::Stopped => {
                 let err = Error::refused(Reason::StaleEpoch, "this attempt is over");
                 if self.entered.is_replaced() {
@@ -54,7 +55,13 @@ impl Ingest {
             End::Cut => {
                 // First what is there is made durable.
                 let keep = self.keep(written).await;
-                let cause = self.coordinator.cause_of_cut(&self.transfer).await;
+                let cause = tokio::select! {
+                    cause = self.coordinator.cause_of_cut(&self.transfer) => cause,
+                    // Its client says more.
+                    () = self.entered.stop.cancelled() => {
+                        self.entered.cause().unwrap_or(Cause::ClientLost)
+                    }
+                };
                 let text = "the upload ended before its Finish";
                 return self.broken(keep, cause, Error::refused(Reason::NotWhole, text)).await;
             }

@@ -5,7 +5,8 @@ use proptest::{collection::vec, prelude::*};
 
 use super::faults::Fault;
 use crate::{
-    transfer::FailReason,
+    limits,
+    transfer::{FailReason, Hold},
     wire::session::{Outcome, Verdict},
 };
 
@@ -291,6 +292,8 @@ fn outcome() -> impl Strategy<Value = Outcome> {
     proptest::sample::select(vec![
         Outcome::Broken,
         Outcome::Stopped,
+        Outcome::Held(Hold::PolicyWindow, limits::HOLD_MIN),
+        Outcome::Held(Hold::BytesPerDay, limits::HOLD_MAX),
         Outcome::Delivered,
         Outcome::Failed(FailReason::Io),
         Outcome::Failed(FailReason::SourceChanged),

@@ -104,7 +104,11 @@ fn check_version(t: &Transfer, now: UnixMs) -> Result<()> {
         (t.state.is_waiting(), t.is_paused(), t.waiting.and_then(|w| w.next_attempt))
     {
         let wait = next.since(now);
-        ensure!(wait <= limits::RETRY_PAUSE_MAX, "it waits for {wait:?}");
+        let is_held = t.waiting.is_some_and(|waiting| {
+            matches!(waiting.reason, WaitingReason::ClientPolicyWindow | WaitingReason::Quota)
+        });
+        let most = if is_held { limits::HOLD_MAX } else { limits::RETRY_PAUSE_MAX };
+        ensure!(wait <= most, "it waits for {wait:?}");
     }
     if matches!(t.state, State::Receiving | State::Verifying | State::Complete) {
         ensure!(t.file.is_some() && t.started.is_some(), "it is sent, and not begun");

@@ -140,6 +140,7 @@ impl World {
             host_name: String::new(),
             os: String::new(),
             allowed_roots: Vec::new(),
+            policy_digest: None,
             running: running.clone(),
         };
         let session = match self.server().open_session(hello, String::new()).await {

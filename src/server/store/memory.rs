@@ -380,6 +380,7 @@ mod tests {
             os: String::new(),
             address: String::new(),
             allowed_roots: Vec::new(),
+            policy_digest: None,
         };
         store.open_session(&opening, UnixMs(0)).await.unwrap();
         let request = Request {

@@ -75,6 +75,10 @@ fn failed(reason: FailReason) -> Cause {
     Cause::Failed { reason, detail: "it broke".to_owned() }
 }
 
+fn held(hold: Hold) -> Cause {
+    Cause::ClientHolds { hold, pause: Duration::from_secs(3600) }
+}
+
 fn refused(epoch: Epoch) -> Step {
     let detail = "it is not there".to_owned();
     Step::Refused { epoch, reason: FailReason::SourceNotFound, detail }
@@ -137,7 +141,7 @@ fn check(transfer: &Transfer) {
 
 /// Where each step leads from each state, in the order of [`State::ALL`]: the letter of a state, or
 /// `.` where the step is refused.
-const TABLE: [(&str, &str); 24] = [
+const TABLE: [(&str, &str); 25] = [
     //                  QORVICFX
     ("claimed         ", "O...O..."),
     ("busy            ", ".Q......"),
@@ -150,6 +154,7 @@ const TABLE: [(&str, &str); 24] = [
     ("server busy     ", ".QI....."),
     ("server disk     ", ".QI....."),
     ("client stopped  ", ".QI....."),
+    ("client holds    ", ".QI....."),
     ("attempt failed  ", ".II....."),
     ("refused         ", ".FF....."),
     ("finished        ", "..V....."),
@@ -179,6 +184,7 @@ fn row(step: &Step) -> &'static str {
         Step::Broken { cause: Cause::ServerBusy, .. } => "server busy",
         Step::Broken { cause: Cause::ServerDisk { .. }, .. } => "server disk",
         Step::Broken { cause: Cause::ClientStopped, .. } => "client stopped",
+        Step::Broken { cause: Cause::ClientHolds { .. }, .. } => "client holds",
         Step::Broken { cause: Cause::Failed { .. }, .. } => "attempt failed",
         Step::Refused { .. } => "refused",
         Step::Finished { .. } => "finished",
@@ -222,6 +228,7 @@ fn steps_of(epoch: Epoch) -> Vec<Step> {
         broken(epoch, Cause::ServerBusy),
         broken(epoch, Cause::ServerDisk { is_full: true }),
         broken(epoch, Cause::ClientStopped),
+        broken(epoch, held(Hold::PolicyWindow)),
         broken(epoch, failed(FailReason::Io)),
         refused(epoch),
         finished(epoch),
@@ -389,6 +396,22 @@ fn a_stopped_or_busy_server_is_no_failed_attempt() {
     assert!(stopped.due() <= Some(T0));
     assert_eq!(busy.due(), Some(T0.plus(limits::BUSY_PAUSE)));
     assert_eq!(busy.waiting.unwrap().reason, WaitingReason::ServerBusy);
+}
+
+#[test]
+fn what_a_policy_holds_back_says_so_and_is_no_failed_attempt() {
+    for state in [State::Offered, State::Receiving] {
+        let window = take(&in_state(state), &broken(Epoch(2), held(Hold::PolicyWindow)));
+        let quota = take(&in_state(state), &broken(Epoch(2), held(Hold::BytesPerDay)));
+
+        assert_eq!((window.attempts_barren, quota.attempts_barren), (0, 0));
+        assert_eq!((window.failure, quota.failure), (None, None));
+        let due = T0.plus(Duration::from_secs(3600));
+        let reasons = [WaitingReason::ClientPolicyWindow, WaitingReason::Quota];
+        for (waiting, reason) in [window.waiting, quota.waiting].into_iter().zip(reasons) {
+            assert_eq!(waiting, Some(Waiting { reason, since: T0, next_attempt: Some(due) }));
+        }
+    }
 }
 
 /// Repeats attempts that end with `end`, until the transfer has ended. Returns it, and how many

@@ -11,7 +11,7 @@ use crate::{
     ids::{AttemptId, Digest, Epoch, InstanceId, SessionEpoch, bounded},
     limits,
     rate::Rate,
-    transfer::{Consistency, Delivered, FailReason, Fingerprint, Finish},
+    transfer::{Consistency, Delivered, FailReason, Fingerprint, Finish, Hold},
     wire::proto,
 };
 
@@ -78,6 +78,9 @@ impl TryFrom<proto::Hello> for Hello {
         }
         let label = |text| bounded(text, limits::LABEL_BYTES_MAX);
         let roots = hello.allowed_roots.into_iter().take(limits::ALLOWED_ROOTS_MAX);
+        let digest = &hello.policy_digest;
+        let policy_digest =
+            if digest.is_empty() { None } else { Some(Digest::from_bytes(digest)?) };
         let at_most = limits::JOBS_MAX as usize + limits::JOBS_WAITING_MAX;
         let running = hello.running.into_iter().take(at_most);
         Ok(Self {
@@ -88,6 +91,7 @@ impl TryFrom<proto::Hello> for Hello {
             host_name: label(hello.host_name),
             os: label(hello.os),
             allowed_roots: roots.map(|root| bounded(root, limits::PATH_BYTES_MAX)).collect(),
+            policy_digest,
             running: running.map(|attempt| Some(attempt).try_into()).collect::<Result<_, _>>()?,
         })
     }
@@ -104,10 +108,23 @@ impl TryFrom<proto::AttemptReport> for Report {
             Wire::Failed => fail_reason(report.reason()).map_or(Outcome::Broken, Outcome::Failed),
             Wire::Broken | Wire::Unspecified => Outcome::Broken,
             Wire::Stopped => Outcome::Stopped,
+            // What a later client holds back for is worth another attempt.
+            Wire::Held => held(report.hold(), report.retry_after_ms)
+                .map_or(Outcome::Broken, |(hold, pause)| Outcome::Held(hold, pause)),
         };
         let detail = bounded(report.detail, limits::DETAIL_BYTES_MAX);
         Ok(Self { attempt: report.attempt.try_into()?, outcome, detail })
     }
+}
+
+fn held(hold: proto::Hold, retry_after_ms: u32) -> Option<(Hold, Duration)> {
+    let hold = match hold {
+        proto::Hold::Unspecified => return None,
+        proto::Hold::PolicyWindow => Hold::PolicyWindow,
+        proto::Hold::BytesPerDay => Hold::BytesPerDay,
+    };
+    let pause = Duration::from_millis(retry_after_ms.into());
+    Some((hold, pause.clamp(limits::HOLD_MIN, limits::HOLD_MAX)))
 }
 
 impl TryFrom<proto::ServerMessage> for FromServer {
@@ -186,9 +203,12 @@ impl TryFrom<proto::UploadFileRequest> for Upload {
                 Self::Chunk { offset: chunk.offset, crc32c: chunk.crc32c, data: chunk.data }
             }
             Body::RangeEnd(_) => Self::RangeEnd,
-            Body::Abort(abort) => Self::Abort {
-                reason: fail_reason(abort.reason()).unwrap_or(FailReason::Io),
-                detail: bounded(abort.detail, limits::DETAIL_BYTES_MAX),
+            Body::Abort(abort) => match held(abort.hold(), abort.retry_after_ms) {
+                Some((hold, pause)) => Self::Held(hold, pause),
+                None => Self::Abort {
+                    reason: fail_reason(abort.reason()).unwrap_or(FailReason::Io),
+                    detail: bounded(abort.detail, limits::DETAIL_BYTES_MAX),
+                },
             },
             Body::Finish(finish) => {
                 let delivered = match finish.delivered() {

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     ids::AttemptId,
     rate::Rate,
-    transfer::{Consistency, Delivered, FailReason, Fingerprint},
+    transfer::{Consistency, Delivered, FailReason, Fingerprint, Hold},
     wire::proto,
 };
 
@@ -118,6 +118,10 @@ impl From<Hello> for proto::Hello {
             host_name: hello.host_name,
             os: hello.os,
             allowed_roots: hello.allowed_roots,
+            policy_digest: hello
+                .policy_digest
+                .map(|digest| Bytes::copy_from_slice(digest.as_bytes()))
+                .unwrap_or_default(),
             running: hello.running.into_iter().map(Into::into).collect(),
         }
     }
@@ -131,12 +135,28 @@ impl From<Report> for proto::AttemptReport {
             Outcome::Failed(reason) => (Wire::Failed, reason.into()),
             Outcome::Broken => (Wire::Broken, proto::FailReason::Unspecified),
             Outcome::Stopped => (Wire::Stopped, proto::FailReason::Unspecified),
+            Outcome::Held(..) => (Wire::Held, proto::FailReason::Unspecified),
+        };
+        let (hold, retry_after_ms) = match report.outcome {
+            Outcome::Held(hold, pause) => (hold.into(), millis(pause)),
+            _ => (proto::Hold::Unspecified, 0),
         };
         Self {
             attempt: Some(report.attempt.into()),
             outcome: outcome.into(),
             reason: reason.into(),
             detail: report.detail,
+            hold: hold.into(),
+            retry_after_ms,
+        }
+    }
+}
+
+impl From<Hold> for proto::Hold {
+    fn from(hold: Hold) -> Self {
+        match hold {
+            Hold::PolicyWindow => Self::PolicyWindow,
+            Hold::BytesPerDay => Self::BytesPerDay,
         }
     }
 }
@@ -222,8 +242,14 @@ impl From<Upload> for proto::UploadFileRequest {
             Upload::RangeEnd => Body::RangeEnd(proto::RangeEnd {}),
             Upload::Abort { reason, detail } => {
                 let reason = proto::FailReason::from(reason).into();
-                Body::Abort(proto::Abort { reason, detail })
+                Body::Abort(proto::Abort { reason, detail, ..Default::default() })
             }
+            Upload::Held(hold, pause) => Body::Abort(proto::Abort {
+                reason: proto::FailReason::Io.into(),
+                detail: "the client's policy holds it back".to_owned(),
+                hold: proto::Hold::from(hold).into(),
+                retry_after_ms: millis(pause),
+            }),
             Upload::Finish { size, finish, fingerprint } => Body::Finish(proto::Finish {
                 size,
                 digest: Bytes::copy_from_slice(finish.digest.as_bytes()),

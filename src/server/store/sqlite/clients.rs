@@ -52,12 +52,13 @@ async fn open_session(
     let epoch = SessionEpoch(epoch + 1);
     sqlx::query(
         "INSERT INTO clients (id, session_epoch, instance, jobs_max, version, host_name, os,
-            address, allowed_roots, first_seen_ms, last_seen_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+            address, allowed_roots, policy_digest, first_seen_ms, last_seen_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
          ON CONFLICT (id) DO UPDATE SET session_epoch = excluded.session_epoch,
             instance = excluded.instance, jobs_max = excluded.jobs_max,
             version = excluded.version, host_name = excluded.host_name, os = excluded.os,
             address = excluded.address, allowed_roots = excluded.allowed_roots,
+            policy_digest = excluded.policy_digest,
             last_seen_ms = excluded.last_seen_ms",
     )
     .bind(opening.client.as_str())
@@ -69,6 +70,7 @@ async fn open_session(
     .bind(&opening.os)
     .bind(&opening.address)
     .bind(rows::json(&opening.allowed_roots)?)
+    .bind(opening.policy_digest.map(|digest| digest.to_string()))
     .bind(at.0)
     .bind(last_seen.max(at.0))
     .execute(tx)
