@@ -150,6 +150,9 @@ pub const SUPERSEDED_PAUSE: Duration = Duration::from_secs(300);
 pub const BARRED_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// No hint of a server keeps a client away for longer.
 pub const RECONNECT_HINT_MAX: Duration = Duration::from_secs(600);
+/// Questions to one client whether a path may be read, at a time; and how long one waits.
+pub const QUESTIONS_MAX: usize = 16;
+pub const QUESTION_WAIT: Duration = Duration::from_secs(10);
 /// For how long a client may say that its policy holds a transfer back, before it is asked again: a
 /// day, and the hour by which a clock is put back.
 pub const HOLD_MIN: Duration = Duration::from_secs(1);

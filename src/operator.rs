@@ -22,6 +22,7 @@ mod config;
 mod connection;
 mod copy;
 mod error;
+mod explain;
 #[cfg(all(test, feature = "server"))]
 mod fake;
 mod list;
@@ -131,6 +132,7 @@ async fn execute_once(context: &Context, command: Command) -> Result<(), Error> 
         Command::Audit { since } => session::audit(context, since).await,
         Command::Clients => list::clients(context).await,
         Command::Client { id } => list::client(context, &id).await,
+        Command::Explain { source } => explain::run(context, &source).await,
         Command::Transfers { client, state, limit } => {
             list::transfers(context, client, state, limit).await
         }

@@ -46,6 +46,7 @@ mod outbox;
 mod page;
 mod places;
 mod preauth;
+mod questions;
 pub mod quotas;
 mod session;
 mod sessions;

@@ -65,6 +65,8 @@ reasons! {
     OverQuota = "OVER_QUOTA", ResourceExhausted, 429;
     /// It never registered.
     UnknownClient = "UNKNOWN_CLIENT", NotFound, 404;
+    /// It is not there to be asked.
+    ClientOffline = "CLIENT_OFFLINE", Unavailable, 503;
     UnknownTransfer = "UNKNOWN_TRANSFER", NotFound, 404;
     /// No such path or method (HTTP only).
     NotFound = "NOT_FOUND", NotFound, 404;

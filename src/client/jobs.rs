@@ -18,9 +18,9 @@ use super::{
     upload::{Progress, Uploader},
 };
 use crate::{
-    ids::{AttemptId, TransferId},
+    ids::{AttemptId, IdError, RemotePath, TransferId},
     limits, telemetry,
-    wire::session::{Command, Outcome, Report, UploadProgress, Verdict},
+    wire::session::{Command, Explained, Outcome, Report, UploadProgress, Verdict},
 };
 
 /// What is to be done about a command.
@@ -155,6 +155,9 @@ pub(super) struct Jobs {
     /// Whose task it is, for one that panics.
     attempts: HashMap<Id, AttemptId>,
     reports: Reports,
+    /// What the server asked beside the work; each with its number.
+    questions: JoinSet<(u64, Explained)>,
+    answers: VecDeque<(u64, Explained)>,
 }
 
 impl Jobs {
@@ -169,7 +172,28 @@ impl Jobs {
             tasks: JoinSet::new(),
             attempts: HashMap::new(),
             reports: Reports::default(),
+            questions: JoinSet::new(),
+            answers: VecDeque::new(),
         }
+    }
+
+    /// Looks whether a path may be read. Of too many questions at a time the last is not answered.
+    pub(super) fn explain(&mut self, question: u64, path: Result<RemotePath, IdError>) {
+        if self.questions.len() + self.answers.len() < limits::QUESTIONS_MAX {
+            let uploader = self.uploader.clone();
+            self.questions.spawn(async move { (question, uploader.explain(path).await) });
+        }
+    }
+
+    /// Returns an answer that is to be said.
+    pub(super) fn next_answer(&mut self) -> Option<(u64, Explained)> {
+        self.answers.pop_front()
+    }
+
+    /// What was asked in one session is no business of the next, which counts anew.
+    pub(super) fn forget_questions(&mut self) {
+        self.questions = JoinSet::new();
+        self.answers.clear();
     }
 
     /// Takes a command, and returns the answer to it.
@@ -260,12 +284,16 @@ impl Jobs {
         self.taking = false;
     }
 
-    /// Waits until an attempt ends, and keeps its report. Never returns while none runs. Cancel
-    /// safe.
+    /// Waits until an attempt ends, and keeps its report, or until there is an answer. Never returns
+    /// while nothing runs. Cancel safe.
     pub(super) async fn next_ended(&mut self) {
-        match self.tasks.join_next_with_id().await {
-            Some(ended) => self.ended(ended),
-            None => pending().await,
+        tokio::select! {
+            Some(ended) = self.tasks.join_next_with_id() => self.ended(ended),
+            Some(answer) = self.questions.join_next() => match answer {
+                Ok(answer) => self.answers.push_back(answer),
+                Err(err) => tracing::error!(error = %err, "a question was not answered"),
+            },
+            else => pending().await,
         }
     }
 

@@ -210,6 +210,7 @@ impl Session {
         let outbox = self.outbox.clone();
         let mut leaving = Leaving::No;
         let Changes { standing, shares } = changes;
+        jobs.forget_questions();
         let mut look = interval(limits::THROTTLED_LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut uploads_max = jobs.allowance().uploads_max_changes();
@@ -222,6 +223,11 @@ impl Session {
                 && let Some(report) = jobs.next_report()
             {
                 self.queue.push_back(FromClient::Report(report));
+            }
+            while self.queue.len() < limits::OUTBOX_MAX / 2
+                && let Some((question, explained)) = jobs.next_answer()
+            {
+                self.queue.push_back(FromClient::Explanation { question, explained });
             }
             let has_room = self.queue.len() < limits::OUTBOX_MAX;
             let is_said = self.queue.is_empty() && !jobs.has_report();
@@ -286,6 +292,7 @@ impl Session {
                 self.queue.push_back(FromClient::Reply { attempt, verdict });
             }
             Ok(FromServer::Stop(attempt)) => jobs.stop(attempt),
+            Ok(FromServer::Explain { question, path }) => jobs.explain(question, path),
             Ok(FromServer::ReportAck(attempt)) => jobs.acknowledged(attempt),
             Ok(FromServer::Drain { reconnect_after }) => {
                 return Some(End::Drained { reconnect_after });

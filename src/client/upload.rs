@@ -29,12 +29,12 @@ use super::{
     words::{log_path, status_text},
 };
 use crate::{
-    ids::{AttemptId, Digest, InstanceId, bounded},
+    ids::{AttemptId, Digest, IdError, InstanceId, RemotePath, bounded},
     limits,
     transfer::{FailReason, Hold},
     wire::{
         proto::{UploadFileResponse, file_transfer_client::FileTransferClient, receipt},
-        session::{Command, Header, Outcome, Report, Upload},
+        session::{Command, Explained, Header, Outcome, PathVerdict, Report, Upload},
         upload_body::UploadBody,
     },
 };
@@ -158,8 +158,7 @@ impl Uploader {
 
     async fn deliver(&self, command: &Command, progress: &Arc<Progress>) -> (Outcome, String) {
         let Ok(permit) = self.readers.clone().try_acquire_owned() else {
-            let detail = "too many reads of the client's disks hang";
-            return (Outcome::Failed(FailReason::Io), detail.to_owned());
+            return (Outcome::Failed(FailReason::Io), READS_HANG.to_owned());
         };
         let (file, permit) = match self.open(command, permit).await {
             Ok(opened) => opened,
@@ -175,6 +174,36 @@ impl Uploader {
             return (Outcome::Failed(FailReason::TooLarge), detail);
         }
         self.send(command, file, permit, progress).await
+    }
+
+    /// Says what would become of a request for a path. It reads no byte.
+    pub(super) async fn explain(&self, path: Result<RemotePath, IdError>) -> Explained {
+        let failed = |detail: &str| Explained {
+            verdict: PathVerdict::Failed,
+            rule: String::new(),
+            detail: detail.to_owned(),
+        };
+        let Ok(permit) = self.readers.clone().try_acquire_owned() else {
+            return failed(READS_HANG);
+        };
+        let source = self.source.borrow().clone();
+        let opening = spawn_blocking(move || {
+            let _permit = permit;
+            source.open(&path.map(Some))
+        });
+        match opening.await {
+            Ok(Ok(file)) => Explained {
+                verdict: PathVerdict::Allowed,
+                rule: file.terms.name.clone(),
+                detail: String::new(),
+            },
+            Ok(Err(err)) => {
+                let is_denied = matches!(err, SourceError::Denied(_));
+                let verdict = if is_denied { PathVerdict::Denied } else { PathVerdict::Failed };
+                Explained { verdict, ..failed(&err.to_string()) }
+            }
+            Err(_) => failed("the client met an error of its own"),
+        }
     }
 
     async fn open(
@@ -284,6 +313,8 @@ impl Uploader {
     }
 }
 
+const READS_HANG: &str = "too many reads of the client's disks hang";
+
 fn held(hold: Hold, pause: Duration) -> (Outcome, String) {
     (Outcome::Held(hold, pause), "the client's policy holds it back for now".to_owned())
 }
@@ -366,7 +397,7 @@ fn is_receipt(
 /// Only this log names what would do: the server learns nothing about what is outside.
 fn log_denied(source: &Source, command: &Command, why: Denied) {
     let path = command.path.as_ref().ok().and_then(Option::as_ref);
-    let asked = path.map(crate::ids::RemotePath::as_str).unwrap_or_default();
+    let asked = path.map(RemotePath::as_str).unwrap_or_default();
     let (path, why) = (log_path(asked), source.policy().explain(asked, why));
     tracing::warn!(%path, "denied: {why}");
 }

@@ -14,10 +14,10 @@ use crate::{
     limits,
     route::Route,
     wire::proto::{
-        Client, GetClientRequest, GetTransferRequest, ReadAuditRequest, ReadAuditResponse,
-        ReadFileRequest, ReadFileResponse, Transfer, TriggerDownloadRequest, WatchTransfersRequest,
-        WatchTransfersResponse, WhoAmIRequest, WhoAmIResponse, admin_client::AdminClient,
-        control_client::ControlClient,
+        Client, ExplainPathRequest, ExplainPathResponse, GetClientRequest, GetTransferRequest,
+        ReadAuditRequest, ReadAuditResponse, ReadFileRequest, ReadFileResponse, Transfer,
+        TriggerDownloadRequest, WatchTransfersRequest, WatchTransfersResponse, WhoAmIRequest,
+        WhoAmIResponse, admin_client::AdminClient, control_client::ControlClient,
     },
 };
 
@@ -101,6 +101,16 @@ impl Connection {
         let call = async |mut control: ControlClient<Way>| control.get_client(request).await;
         let client = self.ask(call).await?.client;
         client.ok_or_else(|| Error::strange("it has no client"))
+    }
+
+    pub(super) async fn explain(
+        &self,
+        client: &str,
+        path: &str,
+    ) -> Result<ExplainPathResponse, Error> {
+        let request = ExplainPathRequest { client_id: client.to_owned(), path: path.to_owned() };
+        let call = async |mut control: ControlClient<Way>| control.explain_path(request).await;
+        self.ask(call).await
     }
 
     /// Begins a watch. No time limit: the server may have nothing to say.

@@ -369,6 +369,20 @@ impl Control for Service {
         Ok(Response::new(GetClientResponse { client: Some(client.ok_or_else(unknown)?) }))
     }
 
+    async fn explain_path(
+        &self,
+        request: Request<ExplainPathRequest>,
+    ) -> Result<Response<ExplainPathResponse>, Status> {
+        let path = request.into_inner().path;
+        let (verdict, rule, detail) = match path.as_str() {
+            "/allowed" => (PathVerdict::Allowed, "logs", ""),
+            "/missing" => (PathVerdict::Failed, "", "no such file"),
+            _ => (PathVerdict::Denied, "", "not allowed by the client's policy"),
+        };
+        let (rule, detail) = (rule.to_owned(), detail.to_owned());
+        Ok(Response::new(ExplainPathResponse { verdict: verdict.into(), rule, detail }))
+    }
+
     async fn read_file(
         &self,
         request: Request<ReadFileRequest>,

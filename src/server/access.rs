@@ -191,6 +191,7 @@ pub fn need(method: Method) -> Need {
         | Method::ControlReadFile => Need::Role(Role::Viewer),
         Method::ControlWhoAmI => Need::Role(Role::Metrics),
         Method::ControlTriggerDownload
+        | Method::ControlExplainPath
         | Method::ControlCancelTransfer
         | Method::ControlRetryTransfer
         | Method::ControlPauseTransfer

@@ -172,6 +172,18 @@ impl Control for ControlApi {
         Ok(Response::new(proto::GetClientResponse { client: Some(view.into()) }))
     }
 
+    async fn explain_path(
+        &self,
+        request: Request<proto::ExplainPathRequest>,
+    ) -> Answer<proto::ExplainPathResponse> {
+        let desk = self.serve(&request)?;
+        let ask = request.into_inner();
+        let client = ask.client_id.parse().map_err(malformed)?;
+        let path = ask.path.parse().map_err(malformed)?;
+        let explained = desk.explain(client, path).await.map_err(Error::into_status)?;
+        Ok(Response::new(explained.into()))
+    }
+
     async fn who_am_i(
         &self,
         request: Request<proto::WhoAmIRequest>,

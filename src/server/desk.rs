@@ -22,9 +22,10 @@ use super::{
     view::{ClientView, TransferView},
 };
 use crate::{
-    ids::{ClientId, TransferId},
+    ids::{ClientId, RemotePath, TransferId},
     status::Reason,
     transfer::{Request, Transfer},
+    wire::session::Explained,
 };
 
 /// What every caller is served with.
@@ -72,7 +73,7 @@ impl Served {
         request.operator = self.operator().map(|operator| operator.name.clone());
         let mut about = vec![Detail::Client(request.client.clone())];
         about.extend(request.path.as_ref().map(|path| Detail::Path(path.as_str().to_owned())));
-        let within = self.check_request(&request);
+        let within = self.check_scope(&request.client, request.path.as_ref());
         self.or_refuse(Action::TransferTrigger, &about, within)?;
         let coordinator = Arc::clone(&self.desk.coordinator);
         let work = async move { coordinator.trigger(request).await };
@@ -104,6 +105,15 @@ impl Served {
             .await
     }
 
+    /// Asks a client whether its policy lets a file be read. That it was asked is on record before.
+    pub async fn explain(&self, client: ClientId, path: RemotePath) -> Result<Explained, Error> {
+        let about = [Detail::Client(client.clone()), Detail::Path(path.as_str().to_owned())];
+        let within = self.check_scope(&client, Some(&path));
+        self.or_refuse(Action::PathExplain, &about, within)?;
+        let work = self.desk.coordinator.explain(&client, path);
+        self.audited.run(Action::PathExplain, &about, work).await
+    }
+
     /// Opens the bytes of a transfer. That they were read is on record before the first one leaves.
     pub async fn content(&self, id: TransferId) -> Result<Content, Error> {
         self.check(Action::ContentRead, id).await?;
@@ -123,12 +133,12 @@ impl Served {
     }
 
     /// Returns an error unless what is asked for is in scope: the same whether it exists or not.
-    fn check_request(&self, request: &Request) -> Result<(), Error> {
+    fn check_scope(&self, client: &ClientId, path: Option<&RemotePath>) -> Result<(), Error> {
         let Some(scope) = self.caller.scope() else { return Ok(()) };
-        if !scope.has_client(&request.client) {
+        if !scope.has_client(client) {
             return Err(out_of_scope("this client"));
         }
-        if !scope.has_path(request.path.as_ref()) {
+        if !scope.has_path(path) {
             return Err(out_of_scope("this path"));
         }
         Ok(())

@@ -260,6 +260,10 @@ impl Link {
                 self.note(done);
                 self.answer(FromServer::ReportAck(attempt)).await
             }
+            FromClient::Explanation { question, explained } => {
+                self.session.questions.answer(question, explained);
+                Ok(())
+            }
             FromClient::Goodbye { reason } => Err(End::Goodbye(reason)),
             FromClient::Unknown => Ok(()),
         }

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::view::Presence;
+use super::{questions::Questions, view::Presence};
 use crate::{
     ids::{AttemptId, ClientId, InstanceId, SessionEpoch, UnixMs},
     limits,
@@ -59,6 +59,8 @@ pub struct Session {
     throttled: Mutex<Vec<(AttemptId, UnixMs)>>,
     /// Attempts that the client must stop.
     stops: Mutex<VecDeque<AttemptId>>,
+    /// What the client is asked beside the work.
+    pub questions: Arc<Questions>,
     heard: Mutex<(Instant, UnixMs)>,
 }
 
@@ -89,6 +91,7 @@ impl Session {
             server_full: AtomicBool::new(false),
             throttled: Mutex::default(),
             stops: Mutex::new(VecDeque::new()),
+            questions: Arc::default(),
             heard: Mutex::new((Instant::now(), now)),
         }
     }

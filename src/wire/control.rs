@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::{
     proto,
-    session::{WireError, consistency},
+    session::{Explained, WireError, consistency},
 };
 use crate::{
     ids::{RemotePath, UnixMs},
@@ -161,6 +161,13 @@ impl From<ClientView> for proto::Client {
             queued_transfers: count(record.queued_transfers),
             session_epoch: record.session_epoch.0,
         }
+    }
+}
+
+impl From<Explained> for proto::ExplainPathResponse {
+    fn from(explained: Explained) -> Self {
+        let Explained { verdict, rule, detail } = explained;
+        Self { verdict: proto::PathVerdict::from(verdict).into(), rule, detail }
     }
 }
 

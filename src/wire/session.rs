@@ -51,6 +51,10 @@ pub enum FromClient {
         verdict: Verdict,
     },
     Report(Report),
+    Explanation {
+        question: u64,
+        explained: Explained,
+    },
     Goodbye {
         reason: String,
     },
@@ -111,6 +115,25 @@ pub enum Outcome {
     Held(Hold, Duration),
 }
 
+/// What a client's own policy says of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Explained {
+    pub verdict: PathVerdict,
+    /// The name of the rule that allows it.
+    pub rule: String,
+    /// For people.
+    pub detail: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PathVerdict {
+    Allowed,
+    /// The same whether there is such a file or not.
+    Denied,
+    /// It is allowed, and could not be opened.
+    Failed,
+}
+
 /// From the server, on `Connect`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FromServer {
@@ -125,6 +148,11 @@ pub enum FromServer {
     Download(Command),
     Stop(AttemptId),
     ReportAck(AttemptId),
+    /// Asks whether a file may be read. An `Err` is a path that no honest server sends.
+    Explain {
+        question: u64,
+        path: Result<RemotePath, IdError>,
+    },
     Drain {
         reconnect_after: Duration,
     },

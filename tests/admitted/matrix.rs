@@ -54,6 +54,7 @@ pub const METHODS: &[(&str, Least)] = &[
     ("/fts.v1.Control/ListClients", VIEWER),
     ("/fts.v1.Control/GetClient", VIEWER),
     ("/fts.v1.Control/ReadFile", VIEWER),
+    ("/fts.v1.Control/ExplainPath", OPERATOR),
     ("/fts.v1.Control/WhoAmI", METRICS),
     ("/fts.v1.Admin/CreateJoinTokens", ADMIN),
     ("/fts.v1.Admin/ListJoinTokens", ADMIN),

@@ -315,6 +315,12 @@ async fn nothing_can_be_asked_for_out_of_scope() {
     for (client, path) in out {
         let status = ask_for(&mut world, client, path, "").await.expect_err("refused");
         assert_eq!(reason(&status), Some(Reason::PermissionDenied), "{client} {path}: {status:?}");
+        if !path.is_empty() {
+            let ask = proto::ExplainPathRequest { client_id: client.into(), path: path.into() };
+            let answer = world.control.explain_path(bearing(&world.alice, ask)).await;
+            let status = answer.expect_err("refused");
+            assert_eq!(reason(&status), Some(Reason::PermissionDenied), "{client} {path}");
+        }
         let target = format!("/download/{client}?path={path}");
         let answer = ask(&mut http, "POST", &target, &headers).await;
         assert_eq!((answer.status, answer.problem().as_str()), (403, "PERMISSION_DENIED"));

@@ -117,6 +117,11 @@ pub enum Command {
         #[command(flatten)]
         copy: CopyArgs,
     },
+    /// Ask a client whether its own policy lets a file be read; no byte of it is (exit code 77: denied)
+    Explain {
+        /// CLIENT:/PATH
+        source: Source,
+    },
     /// List transfers, newest first
     Transfers {
         /// Only those of this client

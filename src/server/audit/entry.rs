@@ -83,6 +83,8 @@ actions! {
     // An operator looks at a transfer, or at a client.
     TransferRead = "transfer.read";
     ClientRead = "client.read";
+    // An operator asks a client whether a path may be read.
+    PathExplain = "path.explain";
     TransferTrigger = "transfer.trigger";
     TransferCancel = "transfer.cancel";
     TransferRetry = "transfer.retry";

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{Coordinator, attempt_of};
 use crate::{
-    ids::{AttemptId, ClientId, TransferId, UnixMs},
+    ids::{AttemptId, ClientId, RemotePath, TransferId, UnixMs},
     limits,
     server::{
         error::Error,
@@ -16,7 +16,7 @@ use crate::{
     },
     status::Reason,
     transfer::{Cause, FailReason, Moment, State, Step, Transfer},
-    wire::session::{Hello, Outcome, Report, Verdict},
+    wire::session::{Explained, Hello, Outcome, Report, Verdict},
 };
 
 impl Coordinator {
@@ -240,6 +240,31 @@ impl Coordinator {
             return Ok(());
         }
         self.broken(attempt, cause, 0).await
+    }
+
+    /// Asks a client whether its policy lets a file be read.
+    pub async fn explain(&self, client: &ClientId, path: RemotePath) -> Result<Explained, Error> {
+        let Some(session) = self.sessions.find(client) else {
+            self.store.client(client).await?.ok_or_else(|| {
+                Error::refused(Reason::UnknownClient, format!("no client {client} is known"))
+            })?;
+            return Err(Error::refused(Reason::ClientOffline, "the client is not there"));
+        };
+        let question = session.questions.ask(path);
+        let mut question = question.ok_or_else(|| {
+            Error::refused(Reason::TooMany, "the client is being asked too much at a time")
+        })?;
+        session.bell.notify_one();
+        tokio::select! {
+            explained = question.answered() => Ok(explained),
+            () = session.ended.cancelled() => {
+                Err(Error::refused(Reason::ClientOffline, "the client left before it answered"))
+            }
+            () = tokio::time::sleep(limits::QUESTION_WAIT) => {
+                let text = "the client did not answer; it may be of an older version";
+                Err(Error::refused(Reason::Unavailable, text))
+            }
+        }
     }
 
     /// Returns how much has come in the running upload of a transfer, if there is one.

@@ -48,7 +48,7 @@ impl Link {
         Some(std::iter::once(first).chain(more.take(room - 1)).collect())
     }
 
-    /// Sends what is to be stopped, then commands.
+    /// Sends what is to be stopped and what is asked, then commands.
     pub(super) async fn act(&mut self, place: Option<Place>) -> Result<(), End> {
         self.claim_at = None;
         loop {
@@ -57,8 +57,15 @@ impl Link {
                 self.claim_at = Some(Instant::now() + CLAIM_PAUSE_MIN);
                 return Ok(());
             };
-            let Some(attempt) = self.session.next_stop() else { break };
-            slot.send(Ok(FromServer::Stop(attempt).into()));
+            let message = if let Some(attempt) = self.session.next_stop() {
+                FromServer::Stop(attempt)
+            } else if let Some((question, path)) = self.session.questions.next() {
+                self.quota.grant(1);
+                FromServer::Explain { question, path: Ok(path) }
+            } else {
+                break;
+            };
+            slot.send(Ok(message.into()));
         }
         self.offer(place).await
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    Command, FromClient, FromServer, Header, Hello, Outcome, PROTOCOL, Report, Resume, Upload,
-    UploadProgress, Verdict, WireError,
+    Command, Explained, FromClient, FromServer, Header, Hello, Outcome, PROTOCOL, PathVerdict,
+    Report, Resume, Upload, UploadProgress, Verdict, WireError,
 };
 use crate::{
     chunk::{Prefix, Value},
@@ -59,6 +59,18 @@ impl TryFrom<proto::ClientMessage> for FromClient {
                 Self::Reply { attempt: reply.attempt.try_into()?, verdict }
             }
             Body::Report(report) => Self::Report(report.try_into()?),
+            Body::Explanation(answer) => {
+                let verdict = match answer.verdict() {
+                    proto::PathVerdict::Unspecified => return Ok(Self::Unknown),
+                    proto::PathVerdict::Allowed => PathVerdict::Allowed,
+                    proto::PathVerdict::Denied => PathVerdict::Denied,
+                    proto::PathVerdict::Failed => PathVerdict::Failed,
+                };
+                let rule = bounded(answer.rule, limits::LABEL_BYTES_MAX);
+                let detail = bounded(answer.detail, limits::DETAIL_BYTES_MAX);
+                let explained = Explained { verdict, rule, detail };
+                Self::Explanation { question: answer.question, explained }
+            }
             Body::Goodbye(bye) => {
                 Self::Goodbye { reason: bounded(bye.reason, limits::LABEL_BYTES_MAX) }
             }
@@ -151,6 +163,7 @@ impl TryFrom<proto::ServerMessage> for FromServer {
             Body::HeartbeatAck(ack) => Self::HeartbeatAck { seq: ack.seq },
             Body::Download(command) => Self::Download(command.try_into()?),
             Body::Stop(stop) => Self::Stop(stop.attempt.try_into()?),
+            Body::Explain(ask) => Self::Explain { question: ask.question, path: ask.path.parse() },
             Body::ReportAck(ack) => Self::ReportAck(ack.attempt.try_into()?),
             Body::Drain(drain) => Self::Drain { reconnect_after: pause(drain.reconnect_after_ms) },
             Body::Superseded(by) => Self::Superseded {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Command, FromClient, FromServer, Hello, Outcome, PROTOCOL, Report, Resume, Upload,
-    UploadProgress, Verdict,
+    Command, Explained, FromClient, FromServer, Hello, Outcome, PROTOCOL, PathVerdict, Report,
+    Resume, Upload, UploadProgress, Verdict,
 };
 use crate::{
     ids::AttemptId,
@@ -93,6 +93,11 @@ impl From<FromClient> for proto::ClientMessage {
                 Some(Body::Reply(proto::CommandReply { attempt: Some(attempt.into()), verdict }))
             }
             FromClient::Report(report) => Some(Body::Report(report.into())),
+            FromClient::Explanation { question, explained } => {
+                let verdict = proto::PathVerdict::from(explained.verdict).into();
+                let Explained { rule, detail, .. } = explained;
+                Some(Body::Explanation(proto::Explanation { question, verdict, rule, detail }))
+            }
             FromClient::Goodbye { reason } => Some(Body::Goodbye(proto::Goodbye { reason })),
             FromClient::Unknown => None,
         };
@@ -152,6 +157,16 @@ impl From<Report> for proto::AttemptReport {
     }
 }
 
+impl From<PathVerdict> for proto::PathVerdict {
+    fn from(verdict: PathVerdict) -> Self {
+        match verdict {
+            PathVerdict::Allowed => Self::Allowed,
+            PathVerdict::Denied => Self::Denied,
+            PathVerdict::Failed => Self::Failed,
+        }
+    }
+}
+
 impl From<Hold> for proto::Hold {
     fn from(hold: Hold) -> Self {
         match hold {
@@ -178,6 +193,11 @@ impl From<FromServer> for proto::ServerMessage {
             FromServer::Download(command) => Some(Body::Download(command.into())),
             FromServer::Stop(attempt) => {
                 Some(Body::Stop(proto::StopCommand { attempt: Some(attempt.into()) }))
+            }
+            FromServer::Explain { question, path } => {
+                // Ours is a path; what is none is sent as an empty one, which nobody allows.
+                let path = path.map(String::from).unwrap_or_default();
+                Some(Body::Explain(proto::ExplainCommand { question, path }))
             }
             FromServer::ReportAck(attempt) => {
                 Some(Body::ReportAck(proto::ReportAck { attempt: Some(attempt.into()) }))
