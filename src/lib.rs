@@ -38,7 +38,7 @@
 //! Dependencies point inwards: `bin → client | operator | server → wire, status → transfer, chunk,
 //! ids, rate, limits`. Client and server never import each other.
 //!
-//! - [`limits`], [`ids`], [`rate`], [`chunk`], [`transfer`]: pure; no runtime, no wire, no SQL.
+//! - [`limits`], [`ids`], [`rate`], [`chunk`], [`signature`], [`transfer`]: pure; no runtime, no wire, no SQL.
 //! - [`wire`], [`status`]: the only shared files that name protobuf or tonic types.
 //! - [`backoff`], [`settings`], [`shutdown`], [`telemetry`], [`token`]: support.
 //! - `server_url`, `route`, [`tls`]: how client and operator dial a server, and know it.
@@ -66,6 +66,7 @@ pub mod server_url;
 #[cfg(any(feature = "client", feature = "operator", feature = "server"))]
 pub mod settings;
 pub mod shutdown;
+pub mod signature;
 pub mod status;
 pub mod telemetry;
 #[cfg(feature = "tls")]

@@ -18,6 +18,7 @@ pub mod codec;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod session;
+pub mod signed;
 #[cfg(feature = "client")]
 pub mod upload_body;
 

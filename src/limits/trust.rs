@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::CHUNK_BYTES;
+use super::{CHUNK_BYTES, PATH_BYTES_MAX};
 
 // === Identities ===
 
@@ -76,6 +76,19 @@ pub const JOIN_TOKEN_TTL_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const JOIN_TOKEN_USES_MAX: u32 = 100_000;
 pub const JOIN_TOKENS_PER_CALL_MAX: usize = 1_000;
 pub const OPERATOR_TTL_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+// === Signed requests ===
+
+/// What an operator signs: a path, and room for the rest of it.
+pub const SIGNED_REQUEST_BYTES_MAX: usize = PATH_BYTES_MAX + 256;
+/// Keys that a policy lists; each may be tried for each command.
+pub const SIGNERS_MAX: usize = 16;
+/// What is signed holds for so long, by default and at most.
+pub const SIGNED_FOR: Duration = super::DEADLINE;
+pub const SIGNED_FOR_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Signed requests that a client remembers until they expire; without room for one more, it takes
+/// none.
+pub const SIGNED_REMEMBERED_MAX: usize = 65_536;
 
 // === Certificates ===
 
