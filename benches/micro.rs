@@ -140,6 +140,7 @@ impl Site {
             consistency: Consistency::Auto,
             deadline: Duration::from_hours(1),
             rate_max: None,
+            signed: None,
         };
         Transfer::new(TransferId::generate(), request, UnixMs::now())
     }

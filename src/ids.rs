@@ -22,6 +22,8 @@ pub enum IdError {
     OperatorName,
     #[error("a transfer id is a UUID")]
     TransferId,
+    #[error("the transfer id of a signed request is a UUIDv7")]
+    ChosenTransferId,
     #[error("an instance id is 16 bytes")]
     InstanceId,
     #[error("a request id is 1 to {REQUEST_ID_BYTES_MAX} printable ASCII characters")]
@@ -82,7 +84,8 @@ impl FromStr for OperatorName {
     }
 }
 
-/// What was asked for, from request to verified bytes. Server-made (UUIDv7), so it sorts by age.
+/// What was asked for, from request to verified bytes. Made by the server, or by who signs the
+/// request; always a UUIDv7, so it sorts by age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TransferId(Uuid);
@@ -91,6 +94,13 @@ impl TransferId {
     /// Makes a new one, unlike any other.
     pub fn generate() -> Self {
         Self(Uuid::now_v7())
+    }
+
+    /// Parses one that somebody else made, of the kind that is made here.
+    pub fn chosen(text: &str) -> Result<Self, IdError> {
+        let id: Self = text.parse()?;
+        let is_v7 = id.0.get_version_num() == 7 && id.0.get_variant() == uuid::Variant::RFC4122;
+        if is_v7 { Ok(id) } else { Err(IdError::ChosenTransferId) }
     }
 }
 

@@ -6,12 +6,13 @@ use std::{future::Future, time::Duration};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Args, Command, Settings};
+pub use config::{Args, Command, KeyCommand, Settings};
 pub use output::Io;
 
 use config::Timing;
 use connection::Connection;
 use error::Error;
+use key::Signing;
 use list::Verb;
 use login::Bearer;
 use output::Output;
@@ -25,6 +26,7 @@ mod error;
 mod explain;
 #[cfg(all(test, feature = "server"))]
 mod fake;
+mod key;
 mod list;
 mod local_file;
 mod login;
@@ -47,6 +49,8 @@ struct Context {
     timeout: Option<Duration>,
     deadline: Option<Duration>,
     rate_max: Option<Rate>,
+    /// With a key to sign requests with.
+    signing: Option<Signing>,
 }
 
 impl Context {
@@ -76,10 +80,20 @@ pub async fn run(
     interrupt: impl Future<Output = ()>,
 ) -> u8 {
     let output = Output::new(io, settings.form);
-    if let Command::Login { .. } = command {
-        let outcome = session::login(settings, &output).await;
-        return output.end(outcome).await;
-    }
+    let command = match command {
+        Command::Login { .. } => {
+            let outcome = session::login(settings, &output).await;
+            return output.end(outcome).await;
+        }
+        Command::Key { command } => {
+            let outcome = match command {
+                KeyCommand::Generate { file } => key::generate(file, &output).await,
+                KeyCommand::Show { file } => key::show(file, &output).await,
+            };
+            return output.end(outcome).await;
+        }
+        asks => asks,
+    };
     let route = match settings.route() {
         Ok(route) => route,
         Err(err) => return output.end(Err(Error::Failed(err.to_string()))).await,
@@ -93,6 +107,7 @@ pub async fn run(
         timeout: settings.timeout,
         deadline: settings.deadline,
         rate_max: settings.rate_max,
+        signing: settings.signing,
     };
     let outcome = {
         // Not dropped when the interrupt comes: whoever writes a file, or has a transfer to name,
@@ -143,6 +158,7 @@ async fn execute_once(context: &Context, command: Command) -> Result<(), Error> 
         Command::Resume { id } => list::act(context, Verb::Resume, id).await,
         Command::Rm { id } => list::act(context, Verb::Delete, id).await,
         Command::Login { .. }
+        | Command::Key { .. }
         | Command::Pull { .. }
         | Command::Cp { .. }
         | Command::Get { .. }

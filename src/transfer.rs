@@ -21,6 +21,7 @@ use crate::{
         UnixMs,
     },
     rate::Rate,
+    signature::RequestSignature,
 };
 
 mod life;
@@ -211,6 +212,9 @@ pub struct Transfer {
     /// Its own cap, besides the client's. Absent in events of earlier versions.
     #[serde(default)]
     pub rate_max: Option<Rate>,
+    /// What an operator signed, for the client. Not in events: nobody who watches needs it.
+    #[serde(skip)]
+    pub signature: Option<RequestSignature>,
     pub created: UnixMs,
     pub deadline: UnixMs,
     /// How long it may take, from the request or a retry to the deadline.
@@ -258,13 +262,26 @@ pub struct Request {
     pub request_id: Option<RequestId>,
     pub consistency: Consistency,
     pub rate_max: Option<Rate>,
+    /// Where it is signed.
+    pub signed: Option<Signed>,
     /// From now.
     pub deadline: Duration,
 }
 
+/// A signature is of one transfer, whose id the signer chose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signed {
+    pub transfer: TransferId,
+    pub signature: RequestSignature,
+}
+
 impl Transfer {
-    /// Returns a new transfer, queued.
-    pub fn new(id: TransferId, request: Request, at: UnixMs) -> Self {
+    /// Returns a new transfer, queued; `fresh` is its id, unless the request has one.
+    pub fn new(fresh: TransferId, request: Request, at: UnixMs) -> Self {
+        let (id, signature) = match request.signed {
+            Some(signed) => (signed.transfer, Some(signed.signature)),
+            None => (fresh, None),
+        };
         Self {
             id,
             client: request.client,
@@ -273,6 +290,7 @@ impl Transfer {
             request_id: request.request_id,
             consistency: request.consistency,
             rate_max: request.rate_max,
+            signature,
             created: at,
             deadline: at.plus(request.deadline),
             deadline_wait_ms: u64::try_from(request.deadline.as_millis()).unwrap_or(u64::MAX),
@@ -304,6 +322,7 @@ impl Transfer {
             && self.path == other.path
             && self.consistency == other.consistency
             && self.rate_max == other.rate_max
+            && self.signature.is_some() == other.signature.is_some()
             && self.deadline_wait_ms == other.deadline_wait_ms
     }
 

@@ -162,6 +162,7 @@ async fn a_draining_server_takes_no_new_transfer() {
         request_id: None,
         consistency: fts::transfer::Consistency::Auto,
         rate_max: None,
+        signed: None,
         deadline: fts::limits::DEADLINE,
     };
     let refused = Arc::clone(&server.coordinator).trigger(request).await.expect_err("refused");

@@ -399,6 +399,7 @@ mod tests {
             consistency: Consistency::Auto,
             size_max: 1,
             rate_max: None,
+            signature: None,
             resume: None,
         }
     }

@@ -234,6 +234,7 @@ mod tests {
             consistency: Consistency::Auto,
             size_max: 1 << 30,
             rate_max: None,
+            signature: None,
             resume: None,
         }
     }

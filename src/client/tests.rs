@@ -195,6 +195,7 @@ async fn a_renewal_replaces_the_session_and_an_upload_goes_on_through_it() {
         consistency: Consistency::Auto,
         size_max: 1 << 30,
         rate_max: None,
+        signature: None,
         resume: None,
     };
     let attempt = command.attempt;

@@ -443,6 +443,7 @@ mod tests {
             consistency: Consistency::Auto,
             size_max: 1 << 30,
             rate_max: None,
+            signature: None,
             resume: None,
         }
     }
@@ -572,6 +573,7 @@ mod tests {
             consistency: Consistency::Auto,
             size_max: size,
             rate_max: None,
+            signature: None,
             resume: None,
         };
         let progress = Arc::new(Progress::new(&command));

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use serde::Deserialize;
 
 use super::{
+    key::{self, Signing},
     login::{self, Login},
     output::Form,
 };
@@ -21,7 +22,7 @@ use crate::{
 
 mod args;
 
-pub use args::{Args, AskArgs, Command, CopyArgs, Source};
+pub use args::{Args, AskArgs, Command, CopyArgs, KeyCommand, Source};
 
 const SERVER_DEFAULT: &str = "http://localhost:3000";
 
@@ -39,10 +40,12 @@ struct File {
     timeout: Option<String>,
     deadline: Option<String>,
     max_rate: Option<String>,
+    sign_key: Option<PathBuf>,
+    sign_for: Option<String>,
 }
 
 /// What holds for every command, wherever it was set.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Settings {
     pub(super) server: ServerUrl,
     /// What the server's certificate must lead to, if that was said.
@@ -58,6 +61,8 @@ pub struct Settings {
     pub(super) deadline: Option<Duration>,
     /// A cap for the transfer alone.
     pub(super) rate_max: Option<Rate>,
+    /// For commands that ask for a file.
+    pub(super) signing: Option<Signing>,
     pub(super) timing: Timing,
 }
 
@@ -120,6 +125,9 @@ impl Settings {
         let flag = ("max-rate", args.command.max_rate());
         let rate_max = picker.pick(flag, None, file.max_rate, settings::rate).flatten();
 
+        let flags = args.command.signing();
+        let signing = signing(&mut picker, flags, file.sign_key, file.sign_for, deadline);
+
         let login = picker.take(
             login::file().map_or(Ok(None), |path| Login::read(&path).map_err(ConfigError::from)),
         );
@@ -158,6 +166,7 @@ impl Settings {
             timeout,
             deadline,
             rate_max,
+            signing,
             timing,
         })
     }
@@ -175,6 +184,25 @@ impl Settings {
         };
         Route::new(&self.server, &trust, None, &self.proxies)
     }
+}
+
+/// Reads the key to sign with, if there is one and the command asks for a file.
+fn signing(
+    picker: &mut Picker,
+    flags: Option<(Option<PathBuf>, Option<String>)>,
+    file: Option<PathBuf>,
+    lasts: Option<String>,
+    deadline: Option<Duration>,
+) -> Option<Signing> {
+    let (flag, said) = flags?;
+    let lasts = picker.pick(("sign-for", said), None, lasts, key::parse_lasts);
+    let path = flag.or(file)?;
+    let key = picker.take(
+        key::read(&path)
+            .map(Some)
+            .map_err(|problem| ConfigError::from(format!("--sign-key: {problem}"))),
+    )?;
+    Some(Signing { key, lasts: key::lasts(lasts, deadline) })
 }
 
 fn deadline_within(text: &str) -> Result<Duration, String> {

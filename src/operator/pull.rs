@@ -17,7 +17,10 @@ use crate::{
     ids::{ClientId, RemotePath},
     limits,
     rate::Rate,
-    wire::proto::{Consistency, State, Transfer, TriggerDownloadRequest},
+    wire::{
+        self,
+        proto::{Consistency, State, Transfer, TriggerDownloadRequest},
+    },
 };
 
 /// `fts pull`
@@ -60,7 +63,13 @@ pub(super) async fn trigger(
     let deadline = context.deadline.map(|deadline| {
         prost_types::Duration::try_from(deadline).expect("a deadline is at most a year or so")
     });
+    let signed = context.signing.as_ref().map(|signing| {
+        let asked = wire::session::consistency(consistency);
+        signing.sign(client, path, asked, context.rate_max)
+    });
     let request = TriggerDownloadRequest {
+        transfer_id: signed.as_ref().map(|s| s.transfer.to_string()).unwrap_or_default(),
+        signature: signed.as_ref().map(|signed| (&signed.signature).into()),
         client_id: client.to_string(),
         path: path.map(|path| path.as_str().to_owned()).unwrap_or_default(),
         request_id: request_id.clone(),

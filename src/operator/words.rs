@@ -116,7 +116,8 @@ pub(super) fn advice(transfer: &Transfer) -> String {
             "only regular files can be pulled: ask for one file".to_owned()
         }
         FailReason::DeniedByPolicy => {
-            "the client's policy does not allow it: its log names the --allow that would do"
+            "the client's policy does not allow it: its log names the --allow that would do, or \
+             asks for --sign-key"
                 .to_owned()
         }
         FailReason::SourceChanged => format!(

@@ -146,6 +146,10 @@ impl Coordinator {
                 let text = format!("this request id stands for another request, transfer {other}");
                 Err(Error::refused(Reason::RequestIdConflict, text))
             }
+            Created::Taken(id) => {
+                let text = format!("there is a transfer {id}: sign a new request");
+                Err(Error::refused(Reason::AlreadyExists, text))
+            }
             Created::UnknownClient => Err(unknown_client(&client)),
             Created::TooMany(count) => {
                 let text =

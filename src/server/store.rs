@@ -72,6 +72,8 @@ pub enum Created {
     Existing(Transfer),
     /// The same request id for another request.
     Conflict(TransferId),
+    /// There is a transfer with the id that was chosen.
+    Taken(TransferId),
     UnknownClient,
     /// The client has this many unfinished transfers, and may have no more.
     TooMany(u64),
@@ -196,8 +198,8 @@ pub trait Store: Send + Sync + 'static {
 
     // === Transfers ===
 
-    /// Writes a new transfer, with its first event, if its client is known, its request id is new
-    /// among those of its operator, and the client has fewer than
+    /// Writes a new transfer, with its first event, if its client is known, its id is new, its
+    /// request id is new among those of its operator, and the client has fewer than
     /// `limits::UNFINISHED_PER_CLIENT_MAX` unfinished ones.
     async fn create(&self, transfer: &Transfer) -> Result<Created, StoreError>;
 

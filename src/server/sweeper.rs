@@ -139,6 +139,7 @@ mod tests {
             consistency: Consistency::Auto,
             deadline: limits::DEADLINE,
             rate_max: None,
+            signed: None,
         };
         let transfer = Transfer::new(TransferId::generate(), request, UnixMs::now());
         coordinator.store.create(&transfer).await.expect("written");

@@ -128,6 +128,7 @@ pub(crate) mod samples {
             request_id: Some("r-1".parse().expect("an id")),
             consistency: Consistency::Auto,
             rate_max: None,
+            signed: None,
             deadline: limits::DEADLINE,
         };
         let id = TransferId::generate();

@@ -6,9 +6,10 @@ use std::time::Duration;
 use super::{
     proto,
     session::{Explained, WireError, consistency},
+    signed::SignedRequest,
 };
 use crate::{
-    ids::{RemotePath, UnixMs},
+    ids::{RemotePath, TransferId, UnixMs},
     limits,
     rate::Rate,
     server::{
@@ -16,7 +17,7 @@ use crate::{
         store::TransferFilter,
         view::{ClientView, Presence, TransferView, WatchItem, WatchKind},
     },
-    transfer::{Content, Failure, Request, State, Waiting, WaitingReason},
+    transfer::{Content, Failure, Request, Signed, State, Waiting, WaitingReason},
 };
 
 // === From messages ===
@@ -35,15 +36,44 @@ impl TryFrom<proto::TriggerDownloadRequest> for Request {
             }
             None => limits::DEADLINE,
         };
-        Ok(Self {
+        let signed = signed(&message)?;
+        let request = Self {
             client: message.client_id.parse()?,
             operator: None,
             path: path(&message.path)?,
             request_id: optional(&message.request_id)?,
             consistency: consistency(asked),
             rate_max: Rate::from_number(message.max_rate)?,
+            signed,
             deadline,
-        })
+        };
+        check_signed(&request)?;
+        Ok(request)
+    }
+}
+
+/// A signature comes with the id that its signer chose, and no id without one.
+fn signed(message: &proto::TriggerDownloadRequest) -> Result<Option<Signed>, WireError> {
+    match (message.transfer_id.as_str(), &message.signature) {
+        ("", None) => Ok(None),
+        ("", Some(_)) => Err(WireError::Missing("transfer_id")),
+        (_, None) => Err(WireError::Missing("signature")),
+        (id, Some(signature)) => {
+            let signature = signature.try_into().map_err(|_| WireError::Range("signature"))?;
+            Ok(Some(Signed { transfer: TransferId::chosen(id)?, signature }))
+        }
+    }
+}
+
+/// What was signed must be what is asked for: the client, which alone can verify it, would refuse
+/// anything else, and later.
+fn check_signed(request: &Request) -> Result<(), WireError> {
+    let Some(Signed { transfer, signature }) = &request.signed else { return Ok(()) };
+    let Request { client, path, consistency, rate_max, .. } = request;
+    let says = SignedRequest::decode(signature.request())?;
+    match says.differs(*transfer, client, path.as_ref(), *consistency, *rate_max) {
+        None => Ok(()),
+        Some(what) => Err(WireError::SignedOther(what)),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     chunk::Prefix,
     ids::{AttemptId, ClientId, Digest, IdError, InstanceId, RemotePath, SessionEpoch},
     rate::{Rate, RateError},
+    signature::RequestSignature,
     transfer::{Consistency, FailReason, Fingerprint, Finish, Hold},
 };
 
@@ -32,6 +33,8 @@ pub enum WireError {
     Rate(#[from] RateError),
     #[error("{0} is out of range")]
     Range(&'static str),
+    #[error("what was signed has another {0}")]
+    SignedOther(&'static str),
     #[error("protocol version {0} is not known; this program speaks {PROTOCOL}")]
     Protocol(u32),
 }
@@ -175,6 +178,8 @@ pub struct Command {
     pub size_max: u64,
     /// Its own cap, besides the client's.
     pub rate_max: Option<Rate>,
+    /// What an operator signed, if it was within bounds.
+    pub signature: Option<RequestSignature>,
     /// What need not be sent again.
     pub resume: Option<Resume>,
 }

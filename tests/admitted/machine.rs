@@ -89,6 +89,7 @@ pub async fn trigger(secured: &Secured, client: &str, path: &str) -> TransferId 
         consistency: fts::transfer::Consistency::default(),
         deadline: fts::limits::DEADLINE,
         rate_max: None,
+        signed: None,
     };
     secured.server.coordinator.trigger(request).await.expect("triggered").transfer.id
 }

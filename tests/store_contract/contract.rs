@@ -10,12 +10,14 @@ use std::{
 
 use fts::{
     ids::{Epoch, InstanceId, SessionEpoch, TransferId},
+    limits,
     rate::Rate,
     server::store::{
         Applied, Claim, Claimant, Created, Events, Party, Store, TransferFilter, Usage,
         memory::MemoryStore, sqlite::SqliteStore,
     },
-    transfer::{Cause, Content, FailReason, Request, State, Step, StepError, Transfer},
+    signature::RequestSignature,
+    transfer::{Cause, Content, FailReason, Request, Signed, State, Step, StepError, Transfer},
 };
 use tokio::task::JoinSet;
 
@@ -52,6 +54,7 @@ promises!(
     a_transfer_needs_a_known_client,
     a_request_id_stands_for_one_request,
     a_request_id_is_its_operators_own,
+    what_was_signed_is_kept_and_its_id_is_taken_once,
     usage_is_of_one_party_since_a_moment,
     a_request_sent_twenty_times_at_once_makes_one_transfer,
     the_oldest_due_transfer_is_claimed_first,
@@ -254,6 +257,36 @@ async fn a_request_id_is_its_operators_own(store: Arc<dyn Store>) {
         assert_eq!(again, Created::Existing(transfer));
     }
     assert_whole(&*store).await;
+}
+
+async fn what_was_signed_is_kept_and_its_id_is_taken_once(store: Arc<dyn Store>) {
+    let site = Site::open(&store, 1).await;
+    let id = TransferId::generate();
+    let make = |byte, request_id| {
+        let most = [byte; limits::SIGNED_REQUEST_BYTES_MAX];
+        let signature = RequestSignature::new(&most, &[byte; 64]).unwrap();
+        let signed = Some(Signed { transfer: id, signature });
+        let request = Request { signed, ..request(&site.client, "/a", request_id) };
+        Transfer::new(TransferId::generate(), request, at(0))
+    };
+    let first = make(1, Some("r1"));
+    assert_eq!(store.create(&first).await.unwrap(), Created::New(first.clone()));
+
+    assert_eq!(store.create(&make(2, None)).await.unwrap(), Created::Taken(id));
+    assert_eq!(store.create(&make(2, Some("r2"))).await.unwrap(), Created::Taken(id));
+    let again = store.create(&make(2, Some("r1"))).await.unwrap();
+    assert_eq!(again, Created::Existing(first.clone()));
+    let unsigned = request(&site.client, "/a", Some("r1"));
+    let unsigned = Transfer::new(TransferId::generate(), unsigned, at(0));
+    assert_eq!(store.create(&unsigned).await.unwrap(), Created::Conflict(id));
+
+    let claimed = site.claim(1, 1).await;
+    let now = store.transfer(id).await.unwrap().unwrap();
+    assert_eq!(now.signature, first.signature);
+    assert_eq!(claimed, Claim::Offered(vec![now]));
+    let Events::After(events) = store.events_after(0, 10).await.unwrap() else { panic!("pruned") };
+    assert_eq!(events.len(), 2);
+    assert!(events.iter().all(|event| event.transfer.signature.is_none()));
 }
 
 async fn usage_is_of_one_party_since_a_moment(store: Arc<dyn Store>) {

@@ -54,6 +54,7 @@ pub(crate) fn request(client: &ClientId, path: &str, request_id: Option<&str>) -
         request_id: request_id.map(|id| id.parse().unwrap()),
         consistency: Consistency::Auto,
         rate_max: None,
+        signed: None,
         deadline: DEADLINE,
     }
 }

@@ -168,6 +168,7 @@ impl Pair {
                     request_id: request_id.map(|id| format!("r{id}").parse().unwrap()),
                     consistency: Consistency::Strict,
                     rate_max: Some(Rate::try_from(64_001).unwrap()),
+                    signed: None,
                     deadline: Duration::from_secs(deadline_s),
                 };
                 let new = Transfer::new(TransferId::generate(), request, now.at);

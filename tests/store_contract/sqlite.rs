@@ -137,7 +137,7 @@ async fn a_client_may_have_only_so_many_unfinished_transfers() {
             instance, waiting_reason, waiting_since_ms, waiting_until_ms, due_ms, failure_reason,
             failure_last_reason, failure_detail, attempts, attempts_barren, source_changes,
             mismatches, received_bytes, started_ms, ended_ms, rate_max,
-            kept_bytes, restart_detail FROM transfers, n",
+            kept_bytes, restart_detail, signed_request, signature FROM transfers, n",
     )
     .bind(i64::try_from(limits::UNFINISHED_PER_CLIENT_MAX).unwrap())
     .execute(&mut raw)

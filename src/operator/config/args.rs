@@ -44,7 +44,8 @@ pub(super) struct Global {
     /// HTTP proxy for https:// servers, or off [default: HTTPS_PROXY, NO_PROXY]
     #[arg(long, global = true, env = "FTS_PROXY", value_name = "URL", hide_env_values = true)]
     pub(super) proxy: Option<String>,
-    /// TOML file with the keys server, ca, token_file, insecure, json, log_format, timeout, deadline, max_rate
+    /// TOML file with the keys server, ca, token_file, insecure, json, log_format, timeout, deadline, max_rate,
+    /// sign_key, sign_for
     #[arg(long, global = true, env = "FTS_CONFIG", value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Print one JSON object per line
@@ -175,6 +176,25 @@ pub enum Command {
         /// Id of the transfer, as `fts transfers` lists it
         id: TransferId,
     },
+    /// Keys to sign requests with, for clients whose policy wants that
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key (Ed25519, PKCS #8 in PEM, 0600), and print what a client's policy needs of it
+    Generate {
+        /// Where the key goes; a file that is there is never replaced
+        file: PathBuf,
+    },
+    /// Print what a client's policy needs of a key
+    Show {
+        /// The key; `openssl genpkey -algorithm ed25519` makes them too
+        file: PathBuf,
+    },
 }
 
 /// How a file is asked for.
@@ -183,6 +203,13 @@ pub struct AskArgs {
     /// Give up after this long, as 30s or 5m (exit code 75); the transfer goes on
     #[arg(long, env = "FTS_TIMEOUT", value_name = "TIME")]
     timeout: Option<String>,
+    /// Sign the request with this key, as `fts key generate` makes it; for clients whose policy
+    /// says require_signature
+    #[arg(long, env = "FTS_SIGN_KEY", value_name = "FILE")]
+    sign_key: Option<PathBuf>,
+    /// How long the signature holds, at most 30d [default: as the deadline]
+    #[arg(long, env = "FTS_SIGN_FOR", value_name = "TIME")]
+    sign_for: Option<String>,
     /// Fail the transfer if it has not ended by then [default: 7d]
     #[arg(long, env = "FTS_DEADLINE", value_name = "TIME")]
     deadline: Option<String>,
@@ -248,6 +275,16 @@ impl Command {
             }
             Self::Watch { timeout, .. } => (timeout.clone(), None),
             _ => (None, None),
+        }
+    }
+
+    /// Returns the flags `--sign-key` and `--sign-for`, of a command that asks for a file.
+    pub(super) fn signing(&self) -> Option<(Option<PathBuf>, Option<String>)> {
+        match self {
+            Self::Pull { ask, .. } | Self::Cp { ask, .. } => {
+                Some((ask.sign_key.clone(), ask.sign_for.clone()))
+            }
+            _ => None,
         }
     }
 

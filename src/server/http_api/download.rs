@@ -123,6 +123,8 @@ fn request(
         request_id: request_id.map(|text| text.parse()).transpose()?,
         consistency: ask.consistency.unwrap_or_default(),
         rate_max: rate_max(query.max_rate.as_deref(), ask.max_rate.as_ref())?,
+        // Over gRPC alone.
+        signed: None,
         deadline,
     })
 }

@@ -97,6 +97,7 @@ impl World {
             request_id,
             consistency: Consistency::Auto,
             rate_max: None,
+            signed: None,
             // A request of one name is always the same.
             deadline: Duration::from_secs(if same.is_some() || request.is_some() {
                 100

@@ -189,6 +189,7 @@ fn command(transfer: &Transfer, resume: Option<Resume>) -> Command {
         consistency: transfer.consistency,
         size_max: limits::FILE_BYTES_MAX,
         rate_max: transfer.rate_max,
+        signature: transfer.signature.clone(),
         resume,
     }
 }

@@ -64,7 +64,8 @@ impl MemoryStore {
 impl Records {
     fn write(&mut self, transfer: &Transfer) {
         self.last_event += 1;
-        self.events.insert(self.last_event, transfer.clone());
+        let event = Transfer { signature: None, ..transfer.clone() };
+        self.events.insert(self.last_event, event);
         self.transfers.insert(transfer.id, transfer.clone());
     }
 
@@ -171,6 +172,9 @@ impl Store for MemoryStore {
             } else {
                 Created::Conflict(other.id)
             });
+        }
+        if records.transfers.contains_key(&transfer.id) {
+            return Ok(Created::Taken(transfer.id));
         }
         if !records.clients.contains_key(&transfer.client) {
             return Ok(Created::UnknownClient);
@@ -390,6 +394,7 @@ mod tests {
             request_id: None,
             consistency: Consistency::Auto,
             rate_max: None,
+            signed: None,
             deadline: Duration::from_secs(1),
         };
         let make = || Transfer::new(TransferId::generate(), request.clone(), UnixMs(0));

@@ -35,6 +35,7 @@ fn queued() -> Transfer {
         request_id: None,
         consistency: Consistency::Auto,
         rate_max: None,
+        signed: None,
         deadline: DEADLINE,
     };
     Transfer::new(TransferId::generate(), request, T0)

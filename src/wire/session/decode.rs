@@ -190,8 +190,10 @@ impl TryFrom<proto::DownloadCommand> for Command {
         let rate_max = Rate::try_from(rate_max).ok().filter(|_| command.max_rate > 0);
         // Nor is one that cannot be: everything may always be sent.
         let resume = command.resume.as_ref().and_then(resume);
+        // A signature that cannot be one is none.
+        let signature = command.signature.as_ref().and_then(|signed| signed.try_into().ok());
         let attempt = command.attempt.try_into()?;
-        Ok(Self { attempt, path, consistency, size_max, rate_max, resume })
+        Ok(Self { attempt, path, consistency, size_max, rate_max, signature, resume })
     }
 }
 

@@ -224,6 +224,7 @@ impl From<Command> for proto::DownloadCommand {
             size_max: command.size_max,
             resume: command.resume.map(Into::into),
             max_rate: command.rate_max.map(Rate::bytes_per_second).unwrap_or_default(),
+            signature: command.signature.as_ref().map(Into::into),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::{
     ids::{Epoch, OperatorName, SessionEpoch, UnixMs},
     rate::Rate,
     server::store::{ClientRecord, SessionOpening, StoreError},
+    signature::RequestSignature,
     transfer::{Cause, Failure, Finish, SourceFile, Step, Transfer, Waiting},
 };
 
@@ -39,6 +40,7 @@ pub(super) fn transfer(row: &SqliteRow) -> Result<Transfer, StoreError> {
         request_id: word_or_none(row, "request_id")?,
         consistency: word(row, "consistency")?,
         rate_max: rate_max(row)?,
+        signature: signature(row)?,
         created: UnixMs(column(row, "created_ms")?),
         deadline: UnixMs(column(row, "deadline_ms")?),
         deadline_wait_ms: number(row, "deadline_wait_ms")?,
@@ -76,6 +78,12 @@ fn rate_max(row: &SqliteRow) -> Result<Option<Rate>, StoreError> {
     let Some(rate) = column::<Option<i64>>(row, "rate_max")? else { return Ok(None) };
     let rate = u64::try_from(rate).map_err(|err| damaged("rate_max", &err))?;
     Rate::try_from(rate).map(Some).map_err(|err| damaged("rate_max", &err))
+}
+
+fn signature(row: &SqliteRow) -> Result<Option<RequestSignature>, StoreError> {
+    let Some(request) = column::<Option<&[u8]>>(row, "signed_request")? else { return Ok(None) };
+    let signature = column::<&[u8]>(row, "signature")?;
+    RequestSignature::new(request, signature).map(Some).map_err(|err| damaged("signature", &err))
 }
 
 fn waiting(row: &SqliteRow) -> Result<Option<Waiting>, StoreError> {

@@ -66,6 +66,10 @@ async fn create(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<Create
             Created::Conflict(other.id)
         });
     }
+    // An id that was made here is unlike any other.
+    if transfer.signature.is_some() && one(tx, transfer.id).await?.is_some() {
+        return Ok(Created::Taken(transfer.id));
+    }
     // The states name themselves for SQLite to choose the index of what is unfinished: by the client
     // alone it would look at all that the client ever had.
     let client = sqlx::query(
@@ -102,9 +106,9 @@ async fn insert(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<(), St
             failure_last_reason, failure_detail, attempts, attempts_barren, source_changes,
             mismatches, received_bytes, started_ms, ended_ms, kept_bytes, restart_detail, id,
             client_id, operator, request_id, path, consistency, created_ms, deadline_wait_ms,
-            rate_max)
+            rate_max, signed_request, signature)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-            $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)",
+            $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33)",
     );
     bind_progress(row, transfer)?
         .bind(transfer.id.to_string())
@@ -116,6 +120,8 @@ async fn insert(tx: &mut SqliteConnection, transfer: &Transfer) -> Result<(), St
         .bind(transfer.created.0)
         .bind(rows::big(transfer.deadline_wait_ms)?)
         .bind(transfer.rate_max.map(|rate| rows::big(rate.bytes_per_second())).transpose()?)
+        .bind(transfer.signature.as_ref().map(|signed| signed.request().to_vec()))
+        .bind(transfer.signature.as_ref().map(|signed| signed.signature().to_vec()))
         .execute(&mut *tx)
         .await?;
     let file = sqlx::query(
