@@ -36,7 +36,10 @@ mod reader;
 mod renewal;
 mod session;
 pub mod shares;
+#[cfg(all(test, feature = "server"))] // For the fake server.
+mod signed_tests;
 mod source;
+mod spent;
 mod status_page;
 mod terms;
 mod upload;
@@ -143,6 +146,7 @@ impl Client {
         let limiter = self.allowance.pace.clone();
         let instance = self.hello.instance;
         let uploader = Uploader::new(self.shares.changes(), data.clone(), instance, limiter)
+            .of_client(self.hello.client.clone())
             .trusting_fingerprints(self.trusts_fingerprint);
         let standing = self.renewal.as_ref().map_or_else(Standing::without, Renewal::standing);
         let link = Link {

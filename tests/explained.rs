@@ -86,6 +86,29 @@ fn explain_ends_as_the_verdict_is() {
 }
 
 #[test]
+fn a_rule_that_wants_signatures_says_whose_and_not_what_is_there() {
+    let site = Site::new();
+    let (key, _) = fts::signature::SigningKey::generate().expect("random");
+    site.write(&format!(
+        "[[root]]\nname = 'logs'\npath = 'DIR/logs'\nrequire_signature = true\n\
+         [[signer]]\nname = 'alice'\nkey = '{}'\n",
+        key.public()
+    ));
+
+    let (code, text) = site.policy("check", &["logs/a.log", "logs/b"]);
+
+    assert_eq!(code, 77, "{text}");
+    let signer = format!("signer alice  {}", key.public());
+    for part in ["(require_signature)", signer.as_str()] {
+        assert!(text.contains(part), "{part:?} is not in:\n{text}");
+    }
+    for name in ["a.log", "b"] {
+        let part = format!("logs/{name}: it needs a request signed by one of: alice");
+        assert!(text.contains(&part), "{part:?} is not in:\n{text}");
+    }
+}
+
+#[test]
 fn check_tells_everything_that_is_wrong_at_once() {
     let site = Site::new();
     site.write("[[root]]\nname = 'a b'\npath = 'relative'\nlinks = 'some'\n");

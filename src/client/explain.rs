@@ -41,10 +41,14 @@ impl Explainer {
         Ok(Self { source: Source::new(&config.shared, state) })
     }
 
-    /// Returns a line or two about each rule, and what is wrong with its root now.
+    /// Returns a line or two about each rule, with what is wrong with its root now, and about each
+    /// signer.
     pub fn rules(&self) -> Vec<String> {
         let rules = self.source.policy().rules();
-        (0..rules.len()).map(|rule| about(&rules[rule], self.source.root_problem(rule))).collect()
+        let rules =
+            (0..rules.len()).map(|rule| about(&rules[rule], self.source.root_problem(rule)));
+        let signers = self.source.policy().signers().iter();
+        rules.chain(signers.map(|each| format!("signer {}  {}", each.name, each.key))).collect()
     }
 
     pub fn explain(&self, path: &str) -> Explained {

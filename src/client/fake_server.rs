@@ -256,7 +256,8 @@ impl Client {
         let instance = InstanceId::generate();
         let data = DataConnections::new(&server.dialer);
         let allowance = Allowance::new(None, 2);
-        let uploader = Uploader::new(shares.changes(), data, instance, allowance.pace.clone());
+        let uploader = Uploader::new(shares.changes(), data, instance, allowance.pace.clone())
+            .of_client("client-1".parse().expect("an id"));
         let facts = Facts {
             id: "client-1".into(),
             instance: instance.short(),

@@ -7,17 +7,26 @@ use std::fmt;
 use blake3::Hash;
 use globset::GlobSet;
 
-use crate::{ids::RemotePath, rate::Rate};
+use crate::{
+    ids::{RemotePath, UnixMs},
+    rate::Rate,
+};
 
 pub(super) mod file;
 pub mod hours;
+pub(super) mod signed;
 
 use hours::Hours;
+use signed::{Asked, Proof, Unsigned};
+
+pub use signed::Signer;
 
 /// What may be read; by default nothing.
 #[derive(Debug, Clone, Default)]
 pub struct Policy {
     rules: Vec<Rule>,
+    /// Whose requests are taken where a rule wants them signed.
+    signers: Vec<Signer>,
 }
 
 /// What may be read beneath one root.
@@ -38,6 +47,8 @@ pub struct Rule {
     pub bytes_per_day: Option<u64>,
     /// Without: at all hours.
     pub hours: Option<Hours>,
+    /// Only what one of the signers has asked for.
+    pub require_signature: bool,
 }
 
 /// What becomes of symbolic links on the way to a file.
@@ -96,6 +107,8 @@ pub(super) enum Denied {
     OwnState,
     /// No honest server sends this.
     NoPath,
+    /// The rule wants a request that one of the signers made.
+    Unsigned(Unsigned),
 }
 
 impl Rule {
@@ -112,6 +125,7 @@ impl Rule {
             rate: None,
             bytes_per_day: None,
             hours: None,
+            require_signature: false,
         }
     }
 
@@ -135,6 +149,7 @@ impl Rule {
             self.rate.map(|rate| format!("rate {rate}")),
             self.bytes_per_day.map(|bytes| format!("bytes_per_day {bytes}")),
             self.hours.map(|hours| format!("hours {hours}")),
+            self.require_signature.then(|| "require_signature".to_owned()),
         ]
         .into_iter()
         .flatten()
@@ -169,7 +184,13 @@ impl Patterns {
 
 impl Policy {
     pub fn new(rules: Vec<Rule>) -> Self {
-        Self { rules }
+        Self { rules, signers: Vec::new() }
+    }
+
+    /// Lists whose requests are taken where a rule wants them signed.
+    #[must_use]
+    pub fn with_signers(self, signers: Vec<Signer>) -> Self {
+        Self { signers, ..self }
     }
 
     /// Everything beneath these.
@@ -179,6 +200,18 @@ impl Policy {
 
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    pub fn signers(&self) -> &[Signer] {
+        &self.signers
+    }
+
+    /// Says who has signed what is asked for, where any rule wants to know.
+    pub(super) fn verify(&self, asked: &Asked<'_>, now: UnixMs) -> Result<Proof, Unsigned> {
+        if !self.rules.iter().any(|rule| rule.require_signature) {
+            return Err(Unsigned::Missing);
+        }
+        signed::verify(&self.signers, asked, now)
     }
 
     /// Returns the rule of the longest root, component by component, that `path` equals or lies
@@ -224,6 +257,10 @@ impl Policy {
             Denied::KernelFiles => "files of the kernel are never delivered".to_owned(),
             Denied::OwnState => "the client's own files are never delivered".to_owned(),
             Denied::NoPath => "it is no absolute path without '..'".to_owned(),
+            Denied::Unsigned(why) => {
+                let names: Vec<_> = self.signers.iter().map(|each| each.name.as_str()).collect();
+                format!("it needs a request signed by one of: {}; {why}", names.join(", "))
+            }
         }
     }
 
@@ -269,8 +306,9 @@ impl fmt::Display for Policy {
             )?;
             let Rule { rate, bytes_per_day, hours, .. } = rule;
             writeln!(f, " rate {rate:?} bytes_per_day {bytes_per_day:?} hours {hours:?}")?;
+            writeln!(f, " require_signature {}", rule.require_signature)?;
         }
-        Ok(())
+        self.signers.iter().try_for_each(|Signer { name, key }| writeln!(f, "signer {name} {key}"))
     }
 }
 

@@ -20,7 +20,11 @@ use tokio_util::sync::CancellationToken;
 use super::{
     config::Shared,
     day_counts::DayCounts,
-    policy::{Denied, Links, Policy, Rule},
+    policy::{
+        Denied, Links, Policy, Rule,
+        signed::{Asked, Proof, Unsigned},
+    },
+    spent::Spent,
     state_dir::StateDir,
     terms::{Clock, Terms},
     words::log_path,
@@ -30,6 +34,8 @@ use crate::{
     limits,
     transfer::{FailReason, Fingerprint},
 };
+
+mod signed;
 
 /// Why a file is not delivered. The text is what the server may read; of a refusal it says nothing
 /// else, so that what is outside looks the same whether it exists or not.
@@ -74,6 +80,8 @@ pub(super) struct OpenFile {
     pub(super) path: String,
     /// Of the rule that allows it.
     pub(super) terms: Arc<Terms>,
+    /// Who signed the request for it, if that is known.
+    pub(super) signer: Option<String>,
     /// At open.
     pub(super) fingerprint: Fingerprint,
 }
@@ -103,6 +111,7 @@ pub(super) struct Source {
     over: CancellationToken,
     clock: Clock,
     counts: Arc<DayCounts>,
+    spent: Arc<Spent>,
     state_dir: Arc<StateDir>,
     /// Whom the process runs as.
     user: String,
@@ -126,10 +135,12 @@ impl Source {
         Self::by(shared, state_dir, Clock::of_machine(), counts)
     }
 
-    /// Returns what is opened by another policy; the day's bytes are counted on.
+    /// Returns what is opened by another policy; the day's bytes are counted on, and what was signed
+    /// is remembered.
     pub(super) fn with(&self, shared: &Shared) -> Self {
         let (state_dir, counts) = (Arc::clone(&self.state_dir), Arc::clone(&self.counts));
-        Self::by(shared, state_dir, self.clock.clone(), counts)
+        let spent = Arc::clone(&self.spent);
+        Self { spent, ..Self::by(shared, state_dir, self.clock.clone(), counts) }
     }
 
     pub(super) fn by(
@@ -148,8 +159,9 @@ impl Source {
         let over = CancellationToken::new();
         let terms = |rule| Arc::new(Terms::new(rule, &counts, &clock, &over));
         let terms = policy.rules().iter().map(terms).collect();
+        let spent = Arc::new(Spent::new(Arc::clone(&state_dir)));
         let user = user();
-        Self { policy, held, default_file, terms, over, clock, counts, state_dir, user }
+        Self { policy, held, default_file, terms, over, clock, counts, spent, state_dir, user }
     }
 
     /// From now on nothing may be sent of what was opened here.
@@ -189,27 +201,45 @@ impl Source {
         self.root(rule).err()
     }
 
-    /// Opens the file at `path`, or the default file.
+    /// Opens the file at `path`, or the default file, for whoever asks without a signature.
     pub(super) fn open(
         &self,
         path: &Result<Option<RemotePath>, IdError>,
     ) -> Result<OpenFile, SourceError> {
+        self.open_with(path, &Err(Unsigned::Missing))
+    }
+
+    /// Opens the file that a command asks for.
+    pub(super) fn open_for(&self, asked: &Asked<'_>) -> Result<OpenFile, SourceError> {
+        self.open_with(&asked.command.path, &self.prove(asked))
+    }
+
+    fn open_with(
+        &self,
+        path: &Result<Option<RemotePath>, IdError>,
+        proof: &Result<Proof, Unsigned>,
+    ) -> Result<OpenFile, SourceError> {
         let path = path.as_ref().map_err(|_| SourceError::Denied(Denied::NoPath))?;
         if let Some(path) = path {
-            return self.open_path(path);
+            return self.open_path(path, proof);
         }
         let path = self.default_file.as_ref().ok_or(SourceError::NoDefault)?;
-        self.open_path(path).map_err(|err| match err {
+        self.open_path(path, proof).map_err(|err| match err {
             // Its maker has logged why it could not be made.
             SourceError::NotFound => SourceError::DefaultMissing(path.as_str().to_owned()),
             err => err,
         })
     }
 
-    fn open_path(&self, path: &RemotePath) -> Result<OpenFile, SourceError> {
+    fn open_path(
+        &self,
+        path: &RemotePath,
+        proof: &Result<Proof, Unsigned>,
+    ) -> Result<OpenFile, SourceError> {
         let denied = |why| SourceError::Denied(why);
         let allowed = self.policy.find(path).map_err(|why| denied(Denied::Name(why)))?;
         let rule = &self.policy.rules()[allowed.rule];
+        signed::check(rule, proof)?;
         let (fd, rule) = match self.root(allowed.rule)? {
             Root::Dir(dir) => {
                 let rest = match allowed.rest.as_slice() {
@@ -224,7 +254,10 @@ impl Source {
                         if is_hidden { denied(Denied::LeadsOut) } else { self.failed(err) }
                     })
                 };
-                self.open_regular(open, |fd| self.judge_opened(rule, &dir, fd, &rest))?
+                self.open_regular(open, |fd| {
+                    let rule = self.judge_opened(rule, &dir, fd, &rest)?;
+                    signed::check(rule, proof).map(|()| rule)
+                })?
             }
             Root::File if allowed.rest.is_empty() => {
                 let spelled = self.root_path(allowed.rule);
@@ -247,7 +280,8 @@ impl Source {
         }
         let fingerprint = fingerprint(&fd, &stat).map_err(|err| self.failed(err))?;
         let path = path.as_str().to_owned();
-        Ok(OpenFile { file: fd.into(), path, terms: self.terms_of(rule), fingerprint })
+        let signer = proof.as_ref().ok().map(|proof| proof.signer.clone());
+        Ok(OpenFile { file: fd.into(), path, terms: self.terms_of(rule), signer, fingerprint })
     }
 
     fn terms_of(&self, rule: &Rule) -> Arc<Terms> {

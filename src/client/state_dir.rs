@@ -5,7 +5,7 @@ use std::{
     fs::{DirBuilder, File},
     io::{self, Read as _, Write as _},
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::fs::DirBuilderExt as _,
     },
     path::{Path, PathBuf},
@@ -76,6 +76,12 @@ impl StateDir {
             }
         };
         Ok(Self { dir, _lock: None })
+    }
+
+    /// Returns the directory, for the client's own files.
+    pub(super) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        let dir = self.dir.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok(dir.as_fd())
     }
 
     /// Whether `stat` is a file of this directory. By inode, so that no other name of it (a hard

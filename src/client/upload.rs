@@ -4,10 +4,7 @@
 
 use std::{
     future::Future,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
 
@@ -21,15 +18,15 @@ use tonic::{Response, Status};
 
 use super::{
     data_connection::DataConnections,
-    pace::{Held, Limiter, Pace, Paced},
-    policy::Denied,
+    pace::{Limiter, Pace, Paced},
+    policy::{Denied, signed::Asked},
     reader::{self, Pool},
     resume::{Plan, Trails},
     source::{OpenFile, Source, SourceError},
     words::{log_path, status_text},
 };
 use crate::{
-    ids::{AttemptId, Digest, IdError, InstanceId, RemotePath, bounded},
+    ids::{AttemptId, ClientId, Digest, IdError, InstanceId, RemotePath, bounded},
     limits,
     transfer::{FailReason, Hold},
     wire::{
@@ -39,12 +36,18 @@ use crate::{
     },
 };
 
+mod progress;
+
+pub(super) use progress::Progress;
+
 /// What every attempt of this process needs.
 #[derive(Debug)]
 pub(super) struct Uploader {
     /// The newest one opens.
     source: watch::Receiver<Arc<Source>>,
     data: Arc<DataConnections>,
+    /// For whom requests must be signed; without it none is.
+    client: Option<ClientId>,
     instance: InstanceId,
     /// Shared by all of them.
     pace: Arc<Limiter>,
@@ -56,36 +59,6 @@ pub(super) struct Uploader {
     trails: Trails,
     /// An equal fingerprint proves kept bytes: `--trust-fingerprint`.
     trusts_fingerprint: bool,
-}
-
-/// How far a running attempt is.
-#[derive(Debug)]
-pub(super) struct Progress {
-    pub(super) attempt: AttemptId,
-    /// As asked for; empty for the default file.
-    pub(super) path: String,
-    pub(super) sent: AtomicU64,
-    pub(super) size: AtomicU64,
-    pub(super) held: Arc<Held>,
-    /// Whether a cap held it back, at the last look.
-    pub(super) throttled: AtomicBool,
-    /// Of the whole file, once it has been read.
-    digest: OnceLock<Digest>,
-}
-
-impl Progress {
-    pub(super) fn new(command: &Command) -> Self {
-        let path = command.path.as_ref().ok().and_then(Option::as_ref);
-        Self {
-            attempt: command.attempt,
-            path: path.map(|path| path.as_str().to_owned()).unwrap_or_default(),
-            sent: AtomicU64::new(0),
-            size: AtomicU64::new(0),
-            held: Arc::default(),
-            throttled: AtomicBool::new(false),
-            digest: OnceLock::new(),
-        }
-    }
 }
 
 /// What the reader decided, noted before it is sent: so that it is known when the call ends.
@@ -105,8 +78,12 @@ impl Uploader {
     ) -> Self {
         let readers = Arc::new(Semaphore::new(limits::READERS_MAX));
         let (buffers, trails) = (Pool::default(), Trails::default());
-        let trusts_fingerprint = false;
-        Self { source, data, instance, pace, readers, buffers, trails, trusts_fingerprint }
+        let (client, trusts_fingerprint) = (None, false);
+        Self { source, data, client, instance, pace, readers, buffers, trails, trusts_fingerprint }
+    }
+
+    pub(super) fn of_client(self, client: ClientId) -> Self {
+        Self { client: Some(client), ..self }
     }
 
     pub(super) fn trusting_fingerprints(self, trusts_fingerprint: bool) -> Self {
@@ -139,7 +116,8 @@ impl Uploader {
         match outcome {
             Outcome::Delivered => {
                 let blake3 = progress.digest.get().map(tracing::field::display);
-                tracing::info!(epoch, %path, sent, blake3, "delivered");
+                let signer = progress.signer.get();
+                tracing::info!(epoch, %path, sent, blake3, signer, "delivered");
             }
             Outcome::Stopped => tracing::info!(epoch, %path, sent, "stopped"),
             Outcome::Broken => {
@@ -173,7 +151,23 @@ impl Uploader {
             let detail = format!("it has {size} bytes; the server takes {}", command.size_max);
             return (Outcome::Failed(FailReason::TooLarge), detail);
         }
-        self.send(command, file, permit, progress).await
+        let Some(signer) = file.signer.clone() else {
+            return self.send(command, file, permit, progress).await;
+        };
+        progress.signer.get_or_init(|| signer);
+        let ended = self.send(command, file, permit, progress).await;
+        if ended.0 == Outcome::Delivered {
+            self.spend(command.attempt).await;
+        }
+        ended
+    }
+
+    /// Before anybody is told that it was delivered.
+    async fn spend(&self, attempt: AttemptId) {
+        let source = self.source.borrow().clone();
+        if let Err(err) = spawn_blocking(move || source.spend(attempt.transfer)).await {
+            tracing::error!(error = %err, "noting a delivery panicked");
+        }
     }
 
     /// Says what would become of a request for a path. It reads no byte.
@@ -211,9 +205,15 @@ impl Uploader {
         command: &Command,
         permit: OwnedSemaphorePermit,
     ) -> Result<(OpenFile, OwnedSemaphorePermit), SourceError> {
-        let (source, path) = (self.source.borrow().clone(), command.path.clone());
-        let asked = Arc::clone(&source);
-        let opening = spawn_blocking(move || asked.open(&path).map(|file| (file, permit)));
+        let (source, client) = (self.source.borrow().clone(), self.client.clone());
+        let (opens, asked) = (Arc::clone(&source), command.clone());
+        let opening = spawn_blocking(move || {
+            let file = match &client {
+                Some(client) => opens.open_for(&Asked { client, command: &asked }),
+                None => opens.open(&asked.path),
+            };
+            file.map(|file| (file, permit))
+        });
         let opened = opening.await.unwrap_or_else(|err| Err(SourceError::Io(err.into())));
         if let Err(SourceError::Denied(why)) = &opened {
             log_denied(&source, command, *why);
@@ -406,6 +406,7 @@ fn log_denied(source: &Source, command: &Command, why: Denied) {
 mod tests {
     use std::{
         fs,
+        sync::atomic::AtomicU64,
         time::{Duration, Instant},
     };
 

@@ -12,6 +12,11 @@
 //! rate = "5MB/s"                # default: no limit
 //! bytes_per_day = "50GB"        # default: no limit
 //! hours = "22:00-06:00"         # default: at all hours
+//! require_signature = true      # default: false; needs a [[signer]]
+//!
+//! [[signer]]
+//! name = "alice"
+//! key = "ed25519:BASE64"        # as `fts key show` prints it
 //! ```
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
@@ -19,7 +24,7 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 use globset::{GlobBuilder, GlobSetBuilder};
 use serde::Deserialize;
 
-use super::{Links, Patterns, Policy, Rule};
+use super::{Links, Patterns, Policy, Rule, signed};
 use crate::{ids::RemotePath, limits, settings};
 
 #[derive(Debug, Deserialize)]
@@ -27,6 +32,8 @@ use crate::{ids::RemotePath, limits, settings};
 struct File {
     #[serde(default)]
     root: Vec<Root>,
+    #[serde(default)]
+    signer: Vec<signed::Entry>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -45,6 +52,8 @@ struct Root {
     rate: Option<String>,
     bytes_per_day: Option<String>,
     hours: Option<String>,
+    #[serde(default)]
+    require_signature: bool,
 }
 
 impl Policy {
@@ -78,9 +87,15 @@ impl Policy {
         if file.root.len() > limits::ALLOWED_ROOTS_MAX {
             problems.push(format!("at most {} times [[root]]", limits::ALLOWED_ROOTS_MAX));
         }
+        let has_no_signer = file.signer.is_empty();
+        let (signers, wrong) = signed::listed(file.signer);
+        problems.extend(wrong);
         let mut rules: Vec<Rule> = Vec::new();
         for (number, root) in (1..).zip(file.root) {
             let name = format!("root {number} ({:?})", root.name);
+            if root.require_signature && has_no_signer {
+                problems.push(format!("{name}: require_signature needs a [[signer]]"));
+            }
             let (rule, wrong) = root.check();
             problems.extend(wrong.into_iter().map(|what| format!("{name}: {what}")));
             let Some(rule) = rule else { continue };
@@ -94,7 +109,7 @@ impl Policy {
             }
             rules.push(rule);
         }
-        if problems.is_empty() { Ok(Self::new(rules)) } else { Err(problems) }
+        if problems.is_empty() { Ok(Self::new(rules).with_signers(signers)) } else { Err(problems) }
     }
 }
 
@@ -127,6 +142,7 @@ impl Root {
             rate,
             bytes_per_day,
             hours,
+            require_signature: self.require_signature,
         });
         (rule, problems)
     }
@@ -152,7 +168,7 @@ fn of_day(text: &str) -> Result<u64, String> {
     if bytes < least { Err(format!("at least {least} bytes")) } else { Ok(bytes) }
 }
 
-fn named(name: &str) -> Result<(), String> {
+pub(super) fn named(name: &str) -> Result<(), String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if !name.is_empty() && name.len() <= limits::LABEL_BYTES_MAX && name.chars().all(is_plain) {
         Ok(())

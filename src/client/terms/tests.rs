@@ -68,6 +68,7 @@ impl Test {
             consistency: Consistency::Auto,
             size_max: 1 << 30,
             rate_max: None,
+            signature: None,
             resume: None,
         };
         self.session.say(FromServer::Download(command)).await;
