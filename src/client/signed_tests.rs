@@ -83,7 +83,10 @@ impl Stolen {
     async fn is_denied(&mut self, what: &str, command: Command) {
         let attempt = command.attempt;
         self.session.say(FromServer::Download(command)).await;
-        let report = self.session.report().await;
+        let report = tokio::select! {
+            report = self.session.report() => report,
+            _ = self.server.upload() => panic!("{what}: it is delivered"),
+        };
         assert_eq!(report.attempt, attempt, "{what}");
         assert_eq!(report.outcome, Outcome::Failed(FailReason::DeniedByPolicy), "{what}");
         assert_eq!(report.detail, "not allowed by the client's policy", "{what}");

@@ -150,9 +150,12 @@ impl Memory {
             }
             end += RECORD_BYTES as u64;
         }
-        let forget_at = 0;
+        let forget_at = forget_at(known.len());
         let mut memory = Self { file, floor, known, end, owed: Vec::new(), forget_at };
-        memory.forget(dir, now)?;
+        // Else the file stays as it is: on a full disk what was begun goes on.
+        if memory.known.values().any(|known| known.expires <= now) {
+            memory.forget(dir, now)?;
+        }
         Ok(memory)
     }
 
@@ -176,7 +179,7 @@ impl Memory {
         file.sync_all()?;
         rustix::fs::renameat(dir.fd()?, NEW_NAME, dir.fd()?, NAME)?;
         rustix::fs::fsync(dir.fd()?)?;
-        let forget_at = (2 * known.len()).clamp(FORGET_FROM, limits::SIGNED_REMEMBERED_MAX);
+        let forget_at = forget_at(known.len());
         let end = text.len() as u64;
         Ok(Self { file, floor, known: moved, end, owed: Vec::new(), forget_at })
     }
@@ -209,6 +212,11 @@ impl Memory {
         }
         Ok(())
     }
+}
+
+/// Returns at how many records to look for what has expired, now that so many are left.
+fn forget_at(left: usize) -> usize {
+    (2 * left).clamp(FORGET_FROM, limits::SIGNED_REMEMBERED_MAX)
 }
 
 fn head(floor: UnixMs) -> String {
