@@ -15,6 +15,7 @@ use fts::{
         explain::{self, Explainer, Verdict},
         join::{JoinError, join},
         reload::Reload,
+        sandbox::{Held, Mode, Plan},
     },
     limits,
     settings::ConfigError,
@@ -103,13 +104,20 @@ fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         PolicyCommand::Check(PolicyPaths { paths, flags }) => (flags, paths, true),
         PolicyCommand::Explain(PolicyPath { path, flags }) => (flags, vec![path], false),
     };
-    let config = flags.resolve(&Surroundings::of_process())?;
+    let around = Surroundings::of_process();
+    let config_file = flags.config.clone();
+    let config = flags.resolve(&around)?;
     let site = Explainer::new(&config).map_err(|err| ConfigError::from(err.to_string()))?;
     let mut out = std::io::stdout().lock();
     if lists {
         writeln!(out, "{}", explain::summary(&config.shared))?;
         for rule in site.rules() {
             writeln!(out, "{rule}")?;
+        }
+        let plan = Plan::new(&config, config_file.as_deref(), &around);
+        writeln!(out, "sandbox: {}", config.sandbox)?;
+        for line in plan.lines() {
+            writeln!(out, "  {line}")?;
         }
     }
     let mut code = ExitCode::SUCCESS;
@@ -141,9 +149,13 @@ fn run(flags: Flags) -> anyhow::Result<()> {
         be_nice(config.nice)?;
     }
     // Without a file to read again, a hang-up ends the client, as it ends other programs.
-    let has_file = flags.config.is_some() || config.policy_file.is_some();
+    let config_file = flags.config.clone();
+    let (plan, mode) = (Plan::new(&config, config_file.as_deref(), &around), config.sandbox);
+    let has_file = config_file.is_some() || config.policy_file.is_some();
     let reload = has_file.then(|| Reload::new(flags, around, &config));
     let client = Client::new(config)?;
+    client.make_demo_file();
+    client.show_sandbox(confine(&plan, mode)?);
     if let Some(address) = client.status_address() {
         tracing::info!("status page: http://{address}/status");
     }
@@ -166,6 +178,27 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     // A read that hangs in the kernel must not keep the process.
     runtime.shutdown_background();
     ended
+}
+
+/// Gives up, before there is a second thread, what the client does not need.
+fn confine(plan: &Plan, mode: Mode) -> anyhow::Result<Held> {
+    let held = plan.apply(mode).map_err(|err| ConfigError::from(err.to_string()))?;
+    if mode == Mode::Off {
+        tracing::warn!("--sandbox off: the kernel holds this process to nothing");
+        return Ok(held);
+    }
+    for note in plan.notes() {
+        tracing::warn!("sandbox: {note}");
+    }
+    let missing = held.missing();
+    if !missing.is_empty() {
+        tracing::warn!("sandbox: this kernel does not hold {}", missing.join(", "));
+    }
+    let Held { landlock_abi, files, network, scope, seccomp, no_new_privs, .. } = held;
+    tracing::info!(
+        %mode, ?landlock_abi, files, network, scope, seccomp, no_new_privs, "the sandbox holds"
+    );
+    Ok(held)
 }
 
 /// Lowers the priority of this thread, and so of every thread that it makes. What is lower already

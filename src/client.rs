@@ -13,6 +13,7 @@ pub mod demo_file;
 pub mod join;
 pub mod reload;
 mod resume;
+pub mod sandbox;
 pub mod state_dir;
 
 mod board;
@@ -54,6 +55,7 @@ use dial::Dialer;
 use jobs::Jobs;
 use link::Link;
 use renewal::{Renewal, Standing};
+use sandbox::Held;
 use shares::Shares;
 use source::Source;
 use state_dir::StateDir;
@@ -62,7 +64,12 @@ use upload::Uploader;
 use words::log_path;
 
 use crate::{
-    ids::InstanceId, limits, route::Route, settings::ConfigError, shutdown::Shutdown, tls::Trust,
+    ids::{InstanceId, RemotePath},
+    limits,
+    route::Route,
+    settings::ConfigError,
+    shutdown::Shutdown,
+    tls::Trust,
     wire::session::Hello,
 };
 
@@ -140,6 +147,18 @@ impl Client {
         self.shares.clone()
     }
 
+    /// Makes the demo file, if it is shared and not there; to be done before the sandbox forbids it.
+    pub fn make_demo_file(&self) {
+        if let Shared::DemoFile { path, size } = &self.shared {
+            make_demo_file(path, *size);
+        }
+    }
+
+    /// Shows on the status page what holds of the sandbox.
+    pub fn show_sandbox(&self, held: Held) {
+        self.board.sandbox(held);
+    }
+
     /// Runs until `shutdown` drains; running uploads may finish until it aborts.
     pub async fn run(self, shutdown: Shutdown) {
         let data = DataConnections::new(&self.dialer);
@@ -213,19 +232,19 @@ fn tell_shared(source: &Source) {
     }
 }
 
+fn make_demo_file(path: &RemotePath, size: u64) {
+    let shown = log_path(path.as_str());
+    match demo_file::make_once(Path::new(path.as_str()), size) {
+        Ok(Made::New) => tracing::info!(path = %shown, size, "made the demo file"),
+        Ok(Made::AlreadyThere) => {}
+        Err(err) => tracing::warn!(path = %shown, error = %err, "cannot make the demo file"),
+    }
+}
+
 /// Makes the demo file, or opens the roots. A disk that hangs holds up only what needs it.
 async fn prepare(shared: Shared, source: Arc<Source>, shutdown: &Shutdown) {
     let preparing = spawn_blocking(move || match shared {
-        Shared::DemoFile { path, size } => {
-            let shown = log_path(path.as_str());
-            match demo_file::make_once(Path::new(path.as_str()), size) {
-                Ok(Made::New) => tracing::info!(path = %shown, size, "made the demo file"),
-                Ok(Made::AlreadyThere) => {}
-                Err(err) => {
-                    tracing::warn!(path = %shown, error = %err, "cannot make the demo file");
-                }
-            }
-        }
+        Shared::DemoFile { path, size } => make_demo_file(&path, size),
         Shared::Policy(_) => source.hold_roots(),
     });
     tokio::select! {

@@ -83,6 +83,8 @@ pub const DETAIL_BYTES_MAX: usize = 512;
 /// Host name, version, operating system, from a client.
 pub const LABEL_BYTES_MAX: usize = 255;
 pub const ALLOWED_ROOTS_MAX: usize = 64;
+/// In the directory of a settings file that the sandbox may read as a whole.
+pub const SANDBOX_DIR_ENTRIES_MAX: usize = 64;
 /// Patterns of one rule that include, and as many that exclude.
 pub const POLICY_PATTERNS_MAX: usize = 256;
 

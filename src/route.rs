@@ -201,6 +201,13 @@ impl Proxies {
         self.0.as_ref()?.intercept(server.uri())
     }
 
+    /// Returns the port of the proxy to `server`, if there is one.
+    pub fn port_to(&self, server: &ServerUrl) -> Option<u16> {
+        let proxy = self.to_server(server)?;
+        let default = if proxy.uri().scheme_str() == Some("https") { 443 } else { 80 };
+        port(proxy.uri().authority()?, default)
+    }
+
     /// Returns the proxy to `server` as it may be shown.
     pub fn shown(&self, server: &ServerUrl) -> Option<String> {
         self.to_server(server).map(|proxy| shown(&proxy))

@@ -144,6 +144,8 @@ fn config(number: usize, port: u16, dir: &Path, shared: &str) -> anyhow::Result<
         status: StatusPort::None,
         shared: Shared::Policy(Policy::of_roots(vec![shared.parse()?])),
         policy_file: None,
+        ca_file: None,
+        sandbox: fts::client::sandbox::Mode::Off,
         ca: None,
         proxies: Proxies::off(),
         state_dir: dir.join("clients").join(&id),

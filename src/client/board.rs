@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{allowance::Allowance, source::Source, upload::Progress};
+use super::{allowance::Allowance, sandbox::Held, source::Source, upload::Progress};
 use crate::{ids::SessionEpoch, rate::Rate};
 
 /// What does not change while the process lives.
@@ -38,6 +38,7 @@ struct Now {
     last_error: Option<(String, SystemTime)>,
     transfers: Vec<Arc<Progress>>,
     identity: Option<Identity>,
+    sandbox: Held,
     clock_ahead_seconds: Option<i64>,
 }
 
@@ -56,6 +57,7 @@ pub(super) struct Page {
     default_file: Option<String>,
     allowed_roots: Vec<String>,
     policy_digest: String,
+    sandbox: Held,
     jobs_max: u32,
     /// Absent: no cap.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,6 +114,7 @@ impl Board {
             last_error: None,
             transfers: Vec::new(),
             identity: None,
+            sandbox: Held::default(),
             clock_ahead_seconds: None,
         };
         Self { facts, shares, allowance, now: Mutex::new(now) }
@@ -148,6 +151,10 @@ impl Board {
         self.lock().identity = Some(Identity { expires, renews });
     }
 
+    pub(super) fn sandbox(&self, held: Held) {
+        self.lock().sandbox = held;
+    }
+
     pub(super) fn clock(&self, ahead_seconds: i64) {
         self.lock().clock_ahead_seconds = Some(ahead_seconds);
     }
@@ -168,6 +175,7 @@ impl Board {
             facts: self.facts.clone(),
             default_file: source.default_file().map(|path| path.as_str().to_owned()),
             allowed_roots: source.roots(),
+            sandbox: now.sandbox,
             policy_digest: source.policy().digest().to_string(),
             jobs_max: self.allowance.uploads_max(),
             max_rate_bytes_per_second: self.allowance.pace.rate().map(Rate::bytes_per_second),

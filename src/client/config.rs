@@ -12,6 +12,7 @@ use rustls::pki_types::CertificateDer;
 use super::{
     joined::{self, Joined},
     policy::Policy,
+    sandbox::Mode,
 };
 use crate::{
     ids::{ClientId, RemotePath},
@@ -33,7 +34,7 @@ use flags::File;
 pub use flags::{Cli, CliCommand, ConfigCommand, Flags, PolicyCommand, PolicyPath, PolicyPaths};
 pub use generate::GenerateFile;
 pub use join::{JoinFlags, JoinPlan};
-use server::{ca, proxies, server};
+use server::{ca, ca_file, proxies, server};
 use shared::{Said, root, shared};
 
 /// What the settings depend on, besides flags and file.
@@ -102,8 +103,10 @@ pub struct ClientConfig {
     pub shared: Shared,
     /// Where the policy was read, if it has a file of its own.
     pub policy_file: Option<PathBuf>,
+    pub sandbox: Mode,
     /// Roots to know an `https://` server by, if it named none itself.
     pub ca: Option<Vec<CertificateDer<'static>>>,
+    pub ca_file: Option<PathBuf>,
     pub proxies: Proxies,
     pub state_dir: PathBuf,
     /// Of all uploads together.
@@ -186,6 +189,7 @@ impl Flags {
         let id = id.or_else(|| default_id(picker, &server, around));
         let said = Said { allow: &self.allow, policy: self.policy.take() };
         let shared = shared(picker, &server, said, &layers, around);
+        let ca_file = ca_file(self.ca.as_deref(), &layers);
         let ca = ca(picker, self.ca.take(), &layers);
         let proxies = proxies(picker, &server, self.proxy.take(), &layers, around);
         let from = layers.of("state-dir", |f| f.state_dir.clone(), |j| j.state_dir.clone());
@@ -200,7 +204,9 @@ impl Flags {
             host_name: around.host_name.clone(),
             shared,
             policy_file,
+            sandbox: own.sandbox,
             ca,
+            ca_file,
             proxies: proxies?,
             state_dir: state_dir?,
             status: own.status,
@@ -223,6 +229,7 @@ impl Flags {
         let uploads_max = picker.pick(("max-uploads", self.max_uploads), None, uploads, uploads_of);
         let nice = file.nice.map(|nice| nice.to_string());
         let nice = picker.pick(("nice", self.nice), None, nice, nice_of);
+        let sandbox = picker.pick(("sandbox", self.sandbox), None, file.sandbox, Mode::parse);
         let trust = file.trust_fingerprint.map(|yes| yes.to_string());
         let trust =
             picker.pick(("trust-fingerprint", self.trust_fingerprint), None, trust, settings::flag);
@@ -233,6 +240,7 @@ impl Flags {
             ("max-rate", "off".to_owned()),
             ("max-uploads", limits::JOBS.to_string()),
             ("nice", "0".to_owned()),
+            ("sandbox", Mode::default().to_string()),
             ("trust-fingerprint", "false".to_owned()),
             ("log-format", "text on a terminal, else json".to_owned()),
         ];
@@ -244,6 +252,7 @@ impl Flags {
             rate_max: rate_max.flatten(),
             uploads_max: uploads_max.unwrap_or(limits::JOBS),
             nice: nice.unwrap_or(0),
+            sandbox: sandbox.unwrap_or_default(),
             trusts_fingerprint: trust.unwrap_or(false),
             log_format: log_format.unwrap_or_default(),
         }
@@ -256,6 +265,7 @@ struct Own {
     rate_max: Option<Rate>,
     uploads_max: u32,
     nice: u8,
+    sandbox: Mode,
     trusts_fingerprint: bool,
     log_format: LogFormat,
 }
@@ -278,6 +288,7 @@ impl ClientConfig {
             ("proxy", format!("{:?}", self.proxies)),
             ("state_dir", self.state_dir.display().to_string()),
             ("nice", self.nice.to_string()),
+            ("sandbox", self.sandbox.to_string()),
             ("trust_fingerprint", self.trusts_fingerprint.to_string()),
             ("log_format", format!("{:?}", self.log_format)),
         ]

@@ -51,6 +51,8 @@ impl DemoClient {
             status: StatusPort::Bound(TcpListener::bind("127.0.0.1:0").expect("a port")),
             shared: Shared::DemoFile { path, size: data.len() as u64 },
             policy_file: None,
+            ca_file: None,
+            sandbox: fts::client::sandbox::Mode::Off,
             ca: None,
             proxies: Proxies::off(),
             state_dir: dir.path().join("state"),

@@ -130,6 +130,10 @@ pub struct Flags {
     /// Lower the priority of the client's threads, 0 to 19, as nice(1) does [default: 0].
     #[arg(long, value_name = "N", env = "FTS_NICE", hide_env_values = true)]
     pub nice: Option<String>,
+    /// What the kernel holds the client to, on Linux: on, as much as it has; require, no start
+    /// without files, calls and privileges; off, nothing [default: on].
+    #[arg(long, value_name = "MODE", env = "FTS_SANDBOX", hide_env_values = true)]
+    pub sandbox: Option<String>,
     /// Go on with a file that broke before this process began without reading what was sent of it
     /// again, if its inode, size and times are the same; the result says so.
     #[arg(long, value_name = "BOOL", env = "FTS_TRUST_FINGERPRINT", hide_env_values = true,
@@ -170,6 +174,7 @@ pub(super) struct File {
     pub(super) max_rate: Option<String>,
     pub(super) max_uploads: Option<u32>,
     pub(super) nice: Option<u8>,
+    pub(super) sandbox: Option<String>,
     pub(super) trust_fingerprint: Option<bool>,
     pub(super) insecure: Option<bool>,
     pub(super) log_format: Option<String>,

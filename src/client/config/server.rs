@@ -1,6 +1,9 @@
 //! Which server, how it is known, and through which proxy it is reached.
 
-use std::{env, path::Path};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 use rustls::pki_types::CertificateDer;
 
@@ -32,6 +35,13 @@ pub(super) fn ca(
     let ca = picker.pick_shown(("ca", flag), None, from, read, shown);
     picker.note("ca", "what the server named, else the authorities of this machine", DEFAULT);
     ca
+}
+
+/// Returns where [`ca`] reads.
+pub(super) fn ca_file(flag: Option<&str>, layers: &Layers<'_>) -> Option<PathBuf> {
+    let from = layers.of("ca", |f| f.ca.clone(), |j| j.ca.clone());
+    let from = from.into_iter().find_map(|(_, text)| text);
+    flag.map(PathBuf::from).or_else(|| from.map(PathBuf::from))
 }
 
 pub(super) fn proxies(

@@ -1,0 +1,180 @@
+//! From inside the sandbox nothing gets out: this test starts itself again, lays the sandbox on as
+//! the client does, and tries. And `strace` looks at the client itself.
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::{
+    env, fs,
+    io::{self, ErrorKind, Write as _},
+    net::{TcpListener, TcpStream, ToSocketAddrs as _},
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Output},
+    thread,
+};
+
+use clap::Parser as _;
+use common::{
+    process::{Process, ServerProcess},
+    tools::tool,
+};
+use fts::client::{
+    config::{Cli, Surroundings},
+    sandbox::{Held, Mode, Plan},
+};
+use tempfile::TempDir;
+
+/// Where the one that tries finds its site.
+const SITE: &str = "FTS_TEST_SITE";
+
+/// Listeners of this test, and a root with a canary beside it.
+struct Site {
+    dir: TempDir,
+    allowed: TcpListener,
+    other: TcpListener,
+    _abstract: UnixListener,
+}
+
+impl Site {
+    fn new() -> Self {
+        let dir = TempDir::new().expect("a directory");
+        for name in ["root", "state"] {
+            fs::create_dir(dir.path().join(name)).expect("made");
+        }
+        fs::write(dir.path().join("root/open"), "open").expect("written");
+        fs::write(dir.path().join("canary"), "canary").expect("written");
+        let listen = || TcpListener::bind("127.0.0.1:0").expect("a port");
+        let socket = UnixListener::bind_addr(&abstract_name(dir.path())).expect("a socket");
+        Self { dir, allowed: listen(), other: listen(), _abstract: socket }
+    }
+
+    /// Lets this test's program try, in a process of its own.
+    fn attempt(&self, mode: &str) -> Output {
+        let port = |listener: &TcpListener| listener.local_addr().expect("bound").port().to_string();
+        Command::new(env::current_exe().expect("this program"))
+            .args(["--exact", "inside_the_sandbox", "--ignored", "--nocapture"])
+            .env(SITE, self.dir.path())
+            .env("FTS_TEST_MODE", mode)
+            .env("FTS_TEST_ALLOWED", port(&self.allowed))
+            .env("FTS_TEST_OTHER", port(&self.other))
+            .output()
+            .expect("run")
+    }
+}
+
+fn abstract_name(dir: &Path) -> SocketAddr {
+    SocketAddr::from_abstract_name(dir.to_str().expect("text")).expect("a name")
+}
+
+#[test]
+fn nothing_gets_out_of_the_sandbox() {
+    let site = Site::new();
+
+    let output = site.attempt("require");
+
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}\n{errors}");
+    assert!(told.contains("all was tried"), "{told}");
+    assert_eq!(fs::read_to_string(site.dir.path().join("root/open")).expect("read"), "open");
+    assert!(!site.dir.path().join("new").exists());
+}
+
+/// Not by itself: it is what [`nothing_gets_out_of_the_sandbox`] starts.
+#[test]
+#[ignore = "it is started by another test"]
+fn inside_the_sandbox() {
+    let site = PathBuf::from(env::var_os(SITE).expect("a site"));
+    let number = |name: &str| env::var(name).expect("told").parse::<u16>().expect("a port");
+    let (allowed, other) = (number("FTS_TEST_ALLOWED"), number("FTS_TEST_OTHER"));
+    let mode = Mode::parse(&env::var("FTS_TEST_MODE").expect("told")).expect("a mode");
+    let held = plan(&site, allowed).apply(mode).expect("a sandbox");
+    assert!(held.files && held.seccomp && held.no_new_privs, "{held:?}");
+
+    what_is_allowed_works(&site, allowed);
+    let mut leaks = Vec::new();
+    let mut refused = |what: &str, tried: io::Result<()>| match tried {
+        Err(err) if err.kind() == ErrorKind::PermissionDenied => {}
+        tried => leaks.push(format!("{what}: {tried:?}")),
+    };
+    files_are_refused(&site, &mut refused);
+    calls_are_refused(&mut refused);
+    if held.network {
+        refused("another port", TcpStream::connect(("127.0.0.1", other)).map(drop));
+        refused("listening", TcpListener::bind("127.0.0.1:0").map(drop));
+    }
+    if held.scope {
+        refused("an abstract socket", UnixStream::connect_addr(&abstract_name(&site)).map(drop));
+        let parent = rustix::process::getppid().expect("a parent");
+        let signal = rustix::process::test_kill_process(parent);
+        refused("a signal", signal.map_err(Into::into));
+    }
+    assert!(leaks.is_empty(), "{leaks:#?}");
+    println!("all was tried");
+}
+
+/// The plan of a client with these files and this server.
+fn plan(site: &Path, port: u16) -> Plan {
+    let server = format!("http://127.0.0.1:{port}");
+    let path = |name: &str| site.join(name).to_str().expect("text").to_owned();
+    let (root, state) = (path("root"), path("state"));
+    let args = ["fts-client", "--server", &server, "--allow", &root, "--state-dir", &state];
+    let flags = Cli::parse_from(args).flags;
+    let config = flags.resolve(&Surroundings::default()).expect("valid");
+    Plan::new(&config, None, &Surroundings::default())
+}
+
+fn what_is_allowed_works(site: &Path, port: u16) {
+    assert_eq!(fs::read_to_string(site.join("root/open")).expect("read"), "open");
+    assert_eq!(fs::read_dir(site.join("root")).expect("listed").count(), 1);
+    let state = site.join("state");
+    fs::write(state.join("a.new"), "1").expect("written");
+    fs::rename(state.join("a.new"), state.join("a")).expect("renamed");
+    fs::write(state.join("a"), "2").expect("written again");
+    fs::create_dir(state.join("audit")).expect("made");
+    fs::rename(state.join("a"), state.join("audit/a")).expect("moved");
+    fs::remove_file(state.join("audit/a")).expect("removed");
+    TcpStream::connect(("127.0.0.1", port)).expect("the server's port");
+    assert_ne!(("localhost", port).to_socket_addrs().expect("resolved").count(), 0);
+    // A thread is no process.
+    thread::spawn(|| ()).join().expect("a thread");
+}
+
+fn files_are_refused(site: &Path, refused: &mut impl FnMut(&str, io::Result<()>)) {
+    let beside = site.join("new");
+    refused("reading the canary", fs::read(site.join("canary")).map(drop));
+    refused("reading /etc/passwd", fs::read("/etc/passwd").map(drop));
+    refused("listing beside", fs::read_dir(site).map(drop));
+    refused("writing in the root", fs::write(site.join("root/open"), "x"));
+    refused("making in the root", fs::write(site.join("root/new"), "x"));
+    refused("making beside", fs::write(&beside, "x"));
+    refused("making in /tmp", fs::write(env::temp_dir().join("fts-escape"), "x"));
+    refused("a directory", fs::create_dir(&beside));
+    refused("removing", fs::remove_file(site.join("root/open")));
+    refused("renaming", fs::rename(site.join("root/open"), site.join("root/new")));
+    refused("a symbolic link", std::os::unix::fs::symlink("/etc", &beside));
+    refused("a socket", UnixDatagram::bind(&beside).map(drop));
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    refused("a mode", fs::set_permissions(site.join("root/open"), mode));
+    let out = fs::hard_link(site.join("root/open"), site.join("state/link"));
+    // Between directories of other rights: the kernel calls that another device.
+    let out = out.map_err(|err| match err.kind() {
+        ErrorKind::CrossesDevices => ErrorKind::PermissionDenied.into(),
+        _ => err,
+    });
+    refused("a hard link", out);
+}
+
+fn calls_are_refused(refused: &mut impl FnMut(&str, io::Result<()>)) {
+    refused("a program", Command::new("/bin/true").spawn().map(|child: Child| drop(child)));
+    refused("a mount", rustix::mount::mount_bind("/", "/").map_err(Into::into));
+    refused("another root", rustix::process::chroot("/").map_err(Into::into));
+    // By its number: whether it is refused must not depend on privileges.
+    for (what, number) in CALLS {
+        refused(what, call(*number));
+    }
+}
