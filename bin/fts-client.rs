@@ -1,6 +1,6 @@
 //! The client program: parses, builds, runs until a signal.
 
-use std::{env, io::Write as _, process::ExitCode};
+use std::{env, io::Write as _, process::ExitCode, thread};
 
 use anyhow::Context as _;
 use clap::Parser as _;
@@ -155,11 +155,17 @@ fn run(flags: Flags) -> anyhow::Result<()> {
     let reload = has_file.then(|| Reload::new(flags, around, &config));
     let client = Client::new(config)?;
     client.make_demo_file();
+    // From its cgroup, which the sandbox hides.
+    let processors = thread::available_parallelism()?;
     client.show_sandbox(confine(&plan, mode)?);
     if let Some(address) = client.status_address() {
         tracing::info!("status page: http://{address}/status");
     }
-    let runtime = tokio::runtime::Runtime::new()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        runtime.worker_threads(processors.get());
+    }
+    let runtime = runtime.enable_all().build()?;
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();
         if let Some(reload) = reload {

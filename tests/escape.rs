@@ -6,25 +6,31 @@ mod common;
 
 use std::{
     env, fs,
-    io::{self, ErrorKind, Write as _},
+    io::{self, ErrorKind},
     net::{TcpListener, TcpStream, ToSocketAddrs as _},
     os::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream},
     },
     path::{Path, PathBuf},
-    process::{Child, Command, Output},
+    process::{Command, Output},
     thread,
+    time::Instant,
 };
 
 use clap::Parser as _;
 use common::{
-    process::{Process, ServerProcess},
+    process::{Process, pause},
+    server::{PATIENCE, TestServer},
     tools::tool,
 };
 use fts::client::{
     config::{Cli, Surroundings},
-    sandbox::{Held, Mode, Plan},
+    sandbox::{Mode, Plan},
+};
+use rustix::{
+    io::Errno,
+    process::{PidfdFlags, PidfdGetfdFlags},
 };
 use tempfile::TempDir;
 
@@ -54,7 +60,8 @@ impl Site {
 
     /// Lets this test's program try, in a process of its own.
     fn attempt(&self, mode: &str) -> Output {
-        let port = |listener: &TcpListener| listener.local_addr().expect("bound").port().to_string();
+        let port =
+            |listener: &TcpListener| listener.local_addr().expect("bound").port().to_string();
         Command::new(env::current_exe().expect("this program"))
             .args(["--exact", "inside_the_sandbox", "--ignored", "--nocapture"])
             .env(SITE, self.dir.path())
@@ -170,11 +177,118 @@ fn files_are_refused(site: &Path, refused: &mut impl FnMut(&str, io::Result<()>)
 }
 
 fn calls_are_refused(refused: &mut impl FnMut(&str, io::Result<()>)) {
-    refused("a program", Command::new("/bin/true").spawn().map(|child: Child| drop(child)));
-    refused("a mount", rustix::mount::mount_bind("/", "/").map_err(Into::into));
-    refused("another root", rustix::process::chroot("/").map_err(Into::into));
-    // By its number: whether it is refused must not depend on privileges.
-    for (what, number) in CALLS {
-        refused(what, call(*number));
+    use std::os::unix::process::CommandExt as _;
+
+    // EPERM is what seccomp says; Landlock would say EACCES, after a process was made.
+    let by_seccomp = |err: io::Error| match Errno::from_io_error(&err) {
+        Some(Errno::PERM) => err,
+        _ => io::Error::other(err),
+    };
+    let program = Command::new("/bin/true").exec();
+    refused("a program in place of this one", Err(by_seccomp(program)));
+    let process = Command::new("/bin/true").spawn();
+    refused("a process", process.map(drop).map_err(by_seccomp));
+    let root = rustix::process::chroot("/");
+    refused("another root", root.map_err(Into::into).map_err(by_seccomp));
+    let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
+    let taken = own.and_then(|own| rustix::process::pidfd_getfd(own, 0, PidfdGetfdFlags::empty()));
+    refused("a descriptor of a process", taken.map(drop).map_err(Into::into).map_err(by_seccomp));
+}
+
+#[tokio::test(flavor = "multi_thread")] // Waiting for a log blocks.
+async fn the_client_runs_nothing_writes_in_its_own_directory_and_calls_only_its_server() {
+    let test = "the_client_runs_nothing_writes_in_its_own_directory_and_calls_only_its_server";
+    let Some(strace) = tool(test, "strace") else { return };
+    let dir = TempDir::new().expect("a directory");
+    let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    fs::create_dir(path("root")).expect("made");
+    fs::write(path("root/open"), "open").expect("written");
+    let server = TestServer::start().await;
+    // By a name, so that it is looked up.
+    let url = server.url().replace("127.0.0.1", "localhost");
+    let port = url.rsplit_once(':').expect("a port").1;
+    let (log, state, root) = (path("trace"), path("state"), path("root"));
+    let args = [
+        "-D",
+        "-f",
+        "-y",
+        "-o",
+        &log,
+        "-e",
+        "trace=execve,execveat,connect,open,openat,openat2,creat,fork,vfork,clone,clone3,seccomp,landlock_restrict_self",
+        env!("CARGO_BIN_EXE_fts-client"),
+        "--server",
+        &url,
+        "--client-id",
+        "web-1",
+        "--status-port",
+        "0",
+        "--sandbox",
+        "require",
+        "--allow",
+        &root,
+        "--state-dir",
+        &state,
+    ];
+    let strace = strace.to_str().expect("text");
+    let mut client = Process::start(strace, &dir.path().join("client.log"), &args, &[]);
+    client.logged("the sandbox holds");
+    client.logged("registered");
+
+    let transfer = server.trigger("web-1", &path("root/open")).await;
+    assert_eq!(server.landed(&transfer.id).await.1, b"open");
+
+    client.signal(rustix::process::Signal::TERM);
+    assert!(client.wait().0.success());
+    server.stop().await;
+    let trace = whole_trace(Path::new(&log));
+    let runs = trace.lines().filter(|line| line.contains(" execve")).count();
+    assert_eq!(runs, 1, "{trace}");
+    let (before, _) = trace.split_once("CLONE_THREAD").expect("threads");
+    assert!(before.contains(" landlock_restrict_self("), "{before}");
+    assert!(before.contains(" seccomp(SECCOMP_SET_MODE_FILTER"), "{before}");
+    for line in trace.lines() {
+        let is = |call: &str| line.contains(&format!(" {call}("));
+        let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
+        let happened = !line.contains(" = -1 ");
+        let is_process = is("fork") || is("vfork") || !has(&["CLONE_THREAD"]);
+        assert!(!(has(&["clone", "fork"]) && is_process), "{line}");
+        let writes = has(&["O_WRONLY", "O_RDWR", "O_CREAT"]) && happened;
+        assert!(!writes || has(&[&format!("\"{state}"), &format!("<{state}")]), "{line}");
+        // What is only begun (EINPROGRESS) counts.
+        let calls = is("connect") && has(&["AF_INET"]);
+        assert!(!calls || has(&[&format!("htons({port})")]), "{line}");
     }
+}
+
+/// Returns what `strace` wrote, once it has: it may be the last to hear of the end.
+fn whole_trace(log: &Path) -> String {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let trace = fs::read_to_string(log).expect("a trace");
+        let first = trace.split(' ').next().expect("a process").to_owned();
+        if trace.lines().any(|line| line.starts_with(&first) && line.contains("+++ exited")) {
+            return trace;
+        }
+        assert!(Instant::now() < until, "no end: {trace}");
+        pause();
+    }
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_takes() {
+    let test = "the_unit_is_one_that_systemd_takes";
+    let Some(analyze) = tool(test, "systemd-analyze") else { return };
+    let dir = TempDir::new().expect("a directory");
+    let unit = include_str!("../contrib/fts-client.service");
+    // It looks whether the program is there.
+    let unit = unit.replace("/usr/local/bin/fts-client", env!("CARGO_BIN_EXE_fts-client"));
+    let path = dir.path().join("fts-client.service");
+    fs::write(&path, unit).expect("written");
+
+    let output = Command::new(analyze).arg("verify").arg(&path).output().expect("run");
+
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{told}");
+    assert!(!told.contains("fts-client.service:"), "{told}");
 }

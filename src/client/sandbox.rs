@@ -114,9 +114,13 @@ impl Held {
         parts.into_iter().filter_map(|(holds, name)| (!holds).then_some(name)).collect()
     }
 
-    /// Whether all holds without which [`Mode::Require`] refuses to start.
-    fn suffices(&self) -> bool {
-        self.files && self.seccomp && self.no_new_privs
+    /// Refuses what [`Mode::Require`] does not start with.
+    fn judged(self) -> Result<Self, SandboxError> {
+        let suffices = self.files && self.seccomp && self.no_new_privs;
+        if self.mode == Mode::Require && !suffices {
+            return Err(SandboxError::Missing(self.missing().join(", ")));
+        }
+        Ok(self)
     }
 }
 
@@ -147,10 +151,7 @@ impl Plan {
         if mode != Mode::Off {
             self.restrict(&mut held);
         }
-        if mode == Mode::Require && !held.suffices() {
-            return Err(SandboxError::Missing(held.missing().join(", ")));
-        }
-        Ok(held)
+        held.judged()
     }
 
     #[cfg(target_os = "linux")]
@@ -323,13 +324,16 @@ mod tests {
     #[test]
     fn require_wants_files_calls_and_privileges() {
         let all = Held { files: true, seccomp: true, no_new_privs: true, ..Held::default() };
-        assert!(all.suffices());
+        let all = Held { mode: Mode::Require, ..all };
+        assert_eq!(all.judged().expect("enough"), all);
         for less in [
             Held { files: false, ..all },
             Held { seccomp: false, ..all },
             Held { no_new_privs: false, ..all },
         ] {
-            assert!(!less.suffices(), "{less:?}");
+            assert!(less.judged().is_err(), "{less:?}");
+            let on = Held { mode: Mode::On, ..less };
+            assert_eq!(on.judged().expect("it wants as much as there is"), on);
         }
     }
 }
