@@ -4,7 +4,9 @@
 use std::{fs, time::Duration};
 
 use super::{
+    config::Shared,
     fake_server::{Client, FakeServer, FakeSession, FakeUpload},
+    policy::Policy,
     terms::Clock,
 };
 use crate::{
@@ -14,7 +16,7 @@ use crate::{
     transfer::{Consistency, FailReason},
     wire::{
         proto::{Receipt, UploadFileResponse, receipt},
-        session::{Command, FromServer, Outcome, Upload},
+        session::{Command, FromServer, Outcome, Report, Upload},
         signed::SignedRequest,
     },
 };
@@ -30,18 +32,21 @@ struct Stolen {
     alice: SigningKey,
 }
 
+/// One that wants requests signed by this key.
+fn policy(root: &str, key: &SigningKey) -> String {
+    let key = key.public();
+    format!(
+        "[[root]]\nname = 'root'\npath = '{root}'\nrequire_signature = true\n\
+         [[signer]]\nname = 'alice'\nkey = '{key}'\n"
+    )
+}
+
 impl Stolen {
     /// A client with the files `a` and `b`, in a session.
     async fn start() -> Self {
         let (alice, _) = SigningKey::generate().expect("random");
         let mut server = FakeServer::start();
-        let key = alice.public();
-        let client = Client::start_by(&server, Clock::of_machine(), |root| {
-            format!(
-                "[[root]]\nname = 'root'\npath = '{root}'\nrequire_signature = true\n\
-                 [[signer]]\nname = 'alice'\nkey = '{key}'\n"
-            )
-        });
+        let client = Client::start_by(&server, Clock::of_machine(), |root| policy(root, &alice));
         for name in ["a", "b"] {
             fs::write(client.temp.path().join("root").join(name), "bytes").expect("written");
         }
@@ -84,10 +89,9 @@ impl Stolen {
         let attempt = command.attempt;
         self.session.say(FromServer::Download(command)).await;
         let report = tokio::select! {
-            report = self.session.report() => report,
+            report = report_of(&mut self.session, attempt) => report,
             _ = self.server.upload() => panic!("{what}: it is delivered"),
         };
-        assert_eq!(report.attempt, attempt, "{what}");
         assert_eq!(report.outcome, Outcome::Failed(FailReason::DeniedByPolicy), "{what}");
         assert_eq!(report.detail, "not allowed by the client's policy", "{what}");
         self.session.say(FromServer::ReportAck(attempt)).await;
@@ -122,13 +126,23 @@ impl Stolen {
             drop(upload);
         }
         let outcome = if is_told { Outcome::Delivered } else { Outcome::Broken };
-        assert_eq!(self.session.report().await.outcome, outcome);
+        assert_eq!(report_of(&mut self.session, attempt).await.outcome, outcome);
         self.session.say(FromServer::ReportAck(attempt)).await;
     }
 
     async fn stop(self) {
         drop(self.session);
         self.client.stop().await;
+    }
+}
+
+/// Others are told again in a new session.
+async fn report_of(session: &mut FakeSession, attempt: AttemptId) -> Report {
+    loop {
+        let report = session.report().await;
+        if report.attempt == attempt {
+            return report;
+        }
     }
 }
 
@@ -214,5 +228,35 @@ async fn one_transfer_has_one_signature() {
     let other = SignedRequest { path: Some(stolen.path("b")), ..request };
     let other = again(&stolen.command(&other), 2);
     stolen.is_denied("another request", other).await;
+    stolen.stop().await;
+}
+
+#[tokio::test]
+async fn a_policy_with_another_key_holds_at_once_and_what_was_delivered_stays_spent() {
+    let mut stolen = Stolen::start().await;
+    let before = stolen.command(&stolen.request());
+    let upload = stolen.upload(&before).await;
+    stolen.take(upload, before.attempt, true).await;
+    let (bob, _) = SigningKey::generate().expect("random");
+    let root = stolen.client.temp.path().join("root");
+    let shares = stolen.client.shares.clone();
+    let replace = |key: &SigningKey| {
+        let policy = policy(root.to_str().expect("text"), key);
+        let policy = Policy::parse(&policy).expect("a policy");
+        assert!(shares.replace(&Shared::Policy(policy)).expect("no wider"));
+    };
+
+    replace(&bob);
+    stolen.session = stolen.server.session().await;
+    let by_alice = stolen.command(&stolen.request());
+    let request = stolen.request();
+    let by_bob = Command { signature: bob.sign(&request.encode()), ..stolen.command(&request) };
+    stolen.is_denied("a key that is listed no more", by_alice).await;
+    let upload = stolen.upload(&by_bob).await;
+    stolen.take(upload, by_bob.attempt, true).await;
+
+    replace(&stolen.alice);
+    stolen.session = stolen.server.session().await;
+    stolen.is_denied("delivered under the first policy", again(&before, 2)).await;
     stolen.stop().await;
 }
