@@ -215,8 +215,14 @@ impl Uploader {
             file.map(|file| (file, permit))
         });
         let opened = opening.await.unwrap_or_else(|err| Err(SourceError::Io(err.into())));
-        if let Err(SourceError::Denied(why)) = &opened {
-            log_denied(&source, command, *why);
+        match &opened {
+            Err(SourceError::Denied(why)) => log_denied(&source, command, *why),
+            // The kernel does not say which of the two it was.
+            Err(SourceError::Unreadable { .. }) => tracing::warn!(
+                "if this user may read it, the sandbox does not let it: a restart helps, if what is \
+                 shared was mounted or replaced since the start"
+            ),
+            _ => {}
         }
         opened
     }
