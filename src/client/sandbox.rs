@@ -35,6 +35,8 @@ pub enum Mode {
 }
 
 /// What holds of it. Shown, it is one line.
+// Each is a fact of its own, as the status page tells them.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Held {
     pub mode: Mode,

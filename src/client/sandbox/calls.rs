@@ -59,7 +59,7 @@ fn numbers(call: c_long) -> impl Iterator<Item = (i64, Vec<SeccompRule>)> {
     [call].into_iter().chain(foreign).map(|number| (number, Vec::new()))
 }
 
-/// x86_64 has a second table of calls, which a filter sees as the same machine.
+/// The 64-bit x86 has a second table of calls, which a filter sees as the same machine.
 const X32: c_long = 0x4000_0000;
 
 /// Returns the calls that only that table has, and the one whose arguments are not looked at there.
