@@ -177,7 +177,9 @@ date: DATE"
     let expected = "\
 {\"id\":\"client-1\",\"instance\":\"INSTANCE\",\"version\":\"VERSION\",\
 \"server\":\"http://127.0.0.1:PORT\",\"default_file\":\"FILE\",\"allowed_roots\":[\"FILE\"],\
-\"policy_digest\":\"DIGEST\",\"jobs_max\":4,\"session\":{\"connected\":true,\"epoch\":1,\"since\":\"TIME\"},\
+\"policy_digest\":\"DIGEST\",\"sandbox\":{\"mode\":\"on\",\"landlock_abi\":null,\"files\":false,\
+\"network\":false,\"scope\":false,\"seccomp\":false,\"no_new_privs\":false},\
+\"jobs_max\":4,\"session\":{\"connected\":true,\"epoch\":1,\"since\":\"TIME\"},\
 \"last_server_contact\":\"TIME\",\"last_error\":null,\"last_error_time\":null,";
     assert_eq!(page, expected);
     client.stop().await;
