@@ -498,6 +498,9 @@ fn user() -> String {
 }
 
 #[cfg(test)]
+mod hostile;
+
+#[cfg(test)]
 mod tests {
     use std::{
         fs,
