@@ -20,6 +20,7 @@ mod board;
 mod data_connection;
 mod day_counts;
 mod dial;
+mod disk_wait;
 mod enrolment;
 pub mod explain;
 #[cfg(all(test, feature = "server"))] // For the generated servers.

@@ -191,6 +191,9 @@ pub const COMMANDS_REMEMBERED_MAX: usize = 4096;
 /// Threads of a client that read files. More than `JOBS_MAX`, because a read that hangs outlives
 /// its attempt.
 pub const READERS_MAX: usize = 128;
+/// An attempt whose disk does not answer for this long has failed. Longer than two signs of life of
+/// one that is read twice, and shorter than what the server bears. Tests have less time.
+pub const READ_WAIT: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 45 });
 /// An Abort that the server does not answer is reported on `Connect` all the same.
 pub const ABORT_ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// A source that grew is read twice; the last chunk is repeated this often meanwhile, as a sign of
@@ -380,6 +383,8 @@ const _: () = assert!(HELLO_ROOTS_BYTES_MAX * 3 / 2 < CONTROL_MESSAGE_BYTES_MAX)
 // A byte is at most six when it is escaped.
 const _: () = assert!(AUDIT_LINE_BYTES_MAX > (2 * AUDIT_LIST_BYTES_MAX + 4 * PATH_BYTES_MAX) * 6);
 const _: () = assert!(READERS_MAX > JOBS_MAX as usize);
+const _: () = assert!(READ_WAIT.as_secs() < UPLOAD_STALL.as_secs());
+const _: () = assert!(cfg!(test) || READ_WAIT.as_secs() > 2 * REPEAT_CHUNK_EVERY.as_secs());
 const _: () = assert!(SERVER_SILENCE_PERCENT < CLIENT_SILENCE_PERCENT);
 const _: () =
     assert!(OPERATOR_PAGE_SIZE as usize * CONTROL_MESSAGE_BYTES_MAX <= OPERATOR_MESSAGE_BYTES_MAX);

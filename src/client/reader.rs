@@ -262,6 +262,8 @@ fn compare(
 
 /// Fills `part` from the file; returns false if the file ends before.
 fn fill(file: &OpenFile, mut part: &mut [u8], mut offset: u64) -> io::Result<bool> {
+    #[cfg(test)]
+    hang(&file.path, "read-hangs");
     while !part.is_empty() {
         match rustix::io::pread(file.file(), &mut *part, offset) {
             Ok(0) => return Ok(false),
@@ -274,6 +276,16 @@ fn fill(file: &OpenFile, mut part: &mut [u8], mut offset: u64) -> io::Result<boo
         }
     }
     Ok(true)
+}
+
+/// Does not return, as a call to a disk that does not answer, while there is a file of this name
+/// with such an end.
+#[cfg(test)]
+pub(super) fn hang(path: &str, end: &str) {
+    while std::path::Path::new(&format!("{path}.{end}")).exists() {
+        #[allow(clippy::disallowed_methods)] // no event tells of it
+        thread::sleep(std::time::Duration::from_millis(5));
+    }
 }
 
 #[derive(Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 
 use std::{
     future::Future,
+    io,
     sync::{Arc, OnceLock, atomic::Ordering},
     time::Duration,
 };
@@ -11,13 +12,14 @@ use std::{
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::spawn_blocking,
-    time::sleep,
+    time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Response, Status};
 
 use super::{
     data_connection::DataConnections,
+    disk_wait::DiskWait,
     pace::{Limiter, Pace, Paced},
     policy::{Denied, signed::Asked},
     reader::{self, Pool},
@@ -208,13 +210,21 @@ impl Uploader {
         let (source, client) = (self.source.borrow().clone(), self.client.clone());
         let (opens, asked) = (Arc::clone(&source), command.clone());
         let opening = spawn_blocking(move || {
+            #[cfg(test)]
+            if let Ok(Some(path)) = &asked.path {
+                reader::hang(path.as_str(), "open-hangs");
+            }
             let file = match &client {
                 Some(client) => opens.open_for(&Asked { client, command: &asked }),
                 None => opens.open(&asked.path),
             };
             file.map(|file| (file, permit))
         });
-        let opened = opening.await.unwrap_or_else(|err| Err(SourceError::Io(err.into())));
+        // An open that hangs goes on, and is counted, as a read that does.
+        let opened = match timeout(limits::READ_WAIT, opening).await {
+            Ok(opened) => opened.unwrap_or_else(|err| Err(SourceError::Io(err.into()))),
+            Err(_) => Err(SourceError::Io(io::Error::new(io::ErrorKind::TimedOut, NO_ANSWER))),
+        };
         match &opened {
             Err(SourceError::Denied(why)) => log_denied(&source, command, *why),
             // The kernel does not say which of the two it was.
@@ -270,6 +280,8 @@ impl Uploader {
         let (consistency, told) = (command.consistency, progress);
         progress.sent.fetch_max(plan.kept.bytes(), Ordering::Relaxed);
         let progress = progress.clone();
+        let disk = Arc::new(DiskWait::new());
+        let asked = Arc::clone(&disk);
         let terms = Arc::clone(&file.terms);
         let charged = Arc::clone(&terms);
         // Not awaited: it ends when nobody hears it, and one that hangs in a read must hold up
@@ -277,6 +289,7 @@ impl Uploader {
         drop(spawn_blocking(move || {
             let _permit = permit;
             let mut send = |message: Upload| {
+                asked.answered();
                 let (message, goes_on) = charged.charge(message);
                 let end = note(&message, &noted);
                 let is_new = end_of_chunk(&message);
@@ -287,6 +300,7 @@ impl Uploader {
                 if end {
                     noted_abort.cancel();
                 }
+                asked.asks();
                 heard && goes_on
             };
             if send(header) {
@@ -295,6 +309,7 @@ impl Uploader {
                     trails.keep(transfer, trail);
                 }
             }
+            asked.answered();
         }));
         let lease = self.data.lease();
         let pace = Pace {
@@ -311,6 +326,9 @@ impl Uploader {
         let answer = tokio::select! {
             answer = answer(call, &aborted) => answer,
             (hold, pause) = terms.end() => return held(hold, pause),
+            () = disk.hangs(limits::READ_WAIT) => {
+                return (Outcome::Failed(FailReason::Io), NO_ANSWER.to_owned());
+            }
         };
         if let Some(Decision::Finish { digest, .. }) = decision.get() {
             told.digest.get_or_init(|| *digest);
@@ -324,6 +342,8 @@ const READS_HANG: &str = "too many reads of the client's disks hang";
 fn held(hold: Hold, pause: Duration) -> (Outcome, String) {
     (Outcome::Held(hold, pause), "the client's policy holds it back for now".to_owned())
 }
+
+const NO_ANSWER: &str = "the client's disk did not answer in time";
 
 /// Notes the reader's decision; returns whether it is an Abort.
 fn note(message: &Upload, noted: &OnceLock<Decision>) -> bool {
@@ -407,6 +427,9 @@ fn log_denied(source: &Source, command: &Command, why: Denied) {
     let (path, why) = (log_path(asked), source.policy().explain(asked, why));
     tracing::warn!(%path, "denied: {why}");
 }
+
+#[cfg(all(test, feature = "server"))] // For the fake server.
+mod hangs;
 
 #[cfg(all(test, feature = "server"))] // For the fake server.
 mod tests {
