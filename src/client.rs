@@ -155,8 +155,12 @@ impl Client {
         }
     }
 
-    /// Shows on the status page what holds of the sandbox.
+    /// Shows on the status page what holds of the sandbox. If that is what files are read, no policy
+    /// can add to it any more.
     pub fn show_sandbox(&self, held: Held) {
+        if held.files {
+            self.shares.confine();
+        }
         self.board.sandbox(held);
     }
 

@@ -24,7 +24,9 @@ impl Site {
     fn new(size: u64) -> Self {
         let dir = TempDir::new().expect("a directory");
         let data = bytes(usize::try_from(size).expect("small"), 7);
-        fs::create_dir(dir.path().join("root")).expect("made");
+        for name in ["root", "etc"] {
+            fs::create_dir(dir.path().join(name)).expect("made");
+        }
         fs::write(dir.path().join("root/file"), &data).expect("written");
         Self { dir, data }
     }
@@ -46,9 +48,16 @@ impl Site {
     }
 
     fn write_policy(&self, terms: &str) -> PathBuf {
-        let path = self.dir.path().join("policy.toml");
-        fs::write(&path, self.policy(terms)).expect("written");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("changed");
+        self.replace_policy(&self.policy(terms))
+    }
+
+    /// As editors do it.
+    fn replace_policy(&self, policy: &str) -> PathBuf {
+        let path = self.dir.path().join("etc/policy.toml");
+        let new = path.with_extension("new");
+        fs::write(&new, policy).expect("written");
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).expect("changed");
+        fs::rename(&new, &path).expect("renamed");
         path
     }
 
@@ -159,6 +168,28 @@ async fn a_hang_up_lets_what_is_still_allowed_go_on_where_it_was() {
     let again = transfer.bytes_received - transfer.size.expect("known");
     assert!(again <= 2 * MIB, "{again} bytes came twice");
     assert!(transfer.epoch >= 2, "it was asked for again");
+    program.kill();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_hang_up_adds_no_root_to_what_the_kernel_holds() {
+    let server = TestServer::start().await;
+    let site = Site::new(1000);
+    let mut program = site.program(&server, "");
+    let before = server.online("client-1").await;
+    program.logged("the sandbox holds");
+
+    let other = format!("[[root]]\nname = 'etc'\npath = '{}/etc'\n", site.dir.path().display());
+    site.replace_policy(&(site.policy("") + &other));
+    program.signal(rustix::process::Signal::HUP);
+    program.logged("restart to widen");
+
+    let after = server.online("client-1").await;
+    assert_eq!(
+        (before.policy_digest, before.allowed_roots),
+        (after.policy_digest, after.allowed_roots)
+    );
     program.kill();
     server.stop().await;
 }

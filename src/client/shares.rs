@@ -1,19 +1,19 @@
 //! What is shared now: the policy in force. A hang-up may put another in its place, which holds at
 //! once: what runs under the old one is stopped, and judged anew when it is asked for again.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
 use super::{config::Shared, source::Source, state_dir::StateDir, words::log_path};
 use crate::ids::RemotePath;
 
-/// Whoever opens files asks the newest [`Source`]; it never changes itself.
+/// Whoever opens files asks the newest source; that never changes itself.
 #[derive(Debug)]
 pub struct Shares {
     now: watch::Sender<Arc<Source>>,
     /// Once the kernel holds this process to some roots, no policy can add another one.
-    confined: Option<Vec<RemotePath>>,
+    confined: OnceLock<Vec<RemotePath>>,
 }
 
 /// Why another policy cannot be put in force. The old one goes on.
@@ -32,13 +32,14 @@ impl Shares {
     }
 
     pub(super) fn of(source: Source) -> Self {
-        Self { now: watch::Sender::new(Arc::new(source)), confined: None }
+        Self { now: watch::Sender::new(Arc::new(source)), confined: OnceLock::new() }
     }
 
     /// Says that the kernel lets this process read what it shares now, and nothing else, for good.
-    pub fn confine(&mut self) {
-        let roots = self.now().policy().rules().iter().map(|rule| rule.path.clone()).collect();
-        self.confined = Some(roots);
+    pub(super) fn confine(&self) {
+        let source = self.now();
+        let roots = source.policy().rules().iter().map(|rule| rule.path.clone());
+        self.confined.get_or_init(|| roots.collect());
     }
 
     pub(super) fn now(&self) -> Arc<Source> {
@@ -57,7 +58,7 @@ impl Shares {
         if new.policy() == old.policy() {
             return Ok(false);
         }
-        if let Some(root) = self.confined.as_deref().and_then(|roots| wider(&new, roots)) {
+        if let Some(root) = self.confined.get().and_then(|roots| wider(&new, roots)) {
             return Err(SharesError::Wider(log_path(root.as_str())));
         }
         new.hold_roots();

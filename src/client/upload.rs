@@ -3,19 +3,16 @@
 //! cannot be taken for a file.
 
 use std::{
-    future::Future,
     io,
     sync::{Arc, OnceLock, atomic::Ordering},
-    time::Duration,
 };
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::spawn_blocking,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status};
 
 use super::{
     data_connection::DataConnections,
@@ -25,21 +22,23 @@ use super::{
     reader::{self, Pool},
     resume::{Plan, Trails},
     source::{OpenFile, Source, SourceError},
-    words::{log_path, status_text},
+    words::log_path,
 };
 use crate::{
-    ids::{AttemptId, ClientId, Digest, IdError, InstanceId, RemotePath, bounded},
+    ids::{AttemptId, ClientId, IdError, InstanceId, RemotePath, bounded},
     limits,
-    transfer::{FailReason, Hold},
+    transfer::FailReason,
     wire::{
-        proto::{UploadFileResponse, file_transfer_client::FileTransferClient, receipt},
+        proto::file_transfer_client::FileTransferClient,
         session::{Command, Explained, Header, Outcome, PathVerdict, Report, Upload},
         upload_body::UploadBody,
     },
 };
 
+mod ending;
 mod progress;
 
+use ending::{Decision, answer, end_of_chunk, held, judge, note};
 pub(super) use progress::Progress;
 
 /// What every attempt of this process needs.
@@ -61,14 +60,6 @@ pub(super) struct Uploader {
     trails: Trails,
     /// An equal fingerprint proves kept bytes: `--trust-fingerprint`.
     trusts_fingerprint: bool,
-}
-
-/// What the reader decided, noted before it is sent: so that it is known when the call ends.
-#[derive(Debug)]
-enum Decision {
-    Finish { size: u64, digest: Digest },
-    Abort { reason: FailReason, detail: String },
-    Held(Hold, Duration),
 }
 
 impl Uploader {
@@ -339,86 +330,7 @@ impl Uploader {
 
 const READS_HANG: &str = "too many reads of the client's disks hang";
 
-fn held(hold: Hold, pause: Duration) -> (Outcome, String) {
-    (Outcome::Held(hold, pause), "the client's policy holds it back for now".to_owned())
-}
-
 const NO_ANSWER: &str = "the client's disk did not answer in time";
-
-/// Notes the reader's decision; returns whether it is an Abort.
-fn note(message: &Upload, noted: &OnceLock<Decision>) -> bool {
-    let decision = match message {
-        Upload::Finish { size, finish, .. } => {
-            Decision::Finish { size: *size, digest: finish.digest }
-        }
-        Upload::Abort { reason, detail } => {
-            Decision::Abort { reason: *reason, detail: detail.clone() }
-        }
-        Upload::Held(hold, pause) => Decision::Held(*hold, *pause),
-        Upload::Header(_) | Upload::Chunk { .. } | Upload::RangeEnd => return false,
-    };
-    let is_abort = !matches!(decision, Decision::Finish { .. });
-    noted.set(decision).expect("a reader decides once");
-    is_abort
-}
-
-fn end_of_chunk(message: &Upload) -> Option<u64> {
-    match message {
-        Upload::Chunk { offset, data, .. } => Some(offset + data.len() as u64),
-        _ => None,
-    }
-}
-
-type Answer = Result<Response<UploadFileResponse>, Status>;
-
-/// Waits for the call's end; after an Abort, which needs no answer, only for a while.
-async fn answer(call: impl Future<Output = Answer>, aborted: &CancellationToken) -> Option<Answer> {
-    let patience = async {
-        aborted.cancelled().await;
-        sleep(limits::ABORT_ANSWER_WAIT).await;
-    };
-    tokio::select! {
-        answer = call => Some(answer),
-        () = patience => None,
-    }
-}
-
-/// Returns how the attempt ended. The call's own answer is told rather than what sending met.
-fn judge(
-    attempt: AttemptId,
-    answer: Option<Answer>,
-    decision: Option<&Decision>,
-) -> (Outcome, String) {
-    match (answer, decision) {
-        (_, Some(Decision::Abort { reason, detail })) => (Outcome::Failed(*reason), detail.clone()),
-        (_, Some(Decision::Held(hold, pause))) => held(*hold, *pause),
-        (Some(Ok(response)), Some(Decision::Finish { size, digest })) => {
-            if is_receipt(attempt, response.get_ref(), *size, *digest) {
-                (Outcome::Delivered, String::new())
-            } else {
-                (Outcome::Broken, "the receipt is not for what was sent".to_owned())
-            }
-        }
-        (Some(Ok(_)), None) => {
-            (Outcome::Broken, "the server answered before the end was sent".to_owned())
-        }
-        (Some(Err(status)), _) => (Outcome::Broken, status_text(&status)),
-        (None, _) => (Outcome::Broken, "the server did not answer".to_owned()),
-    }
-}
-
-fn is_receipt(
-    attempt: AttemptId,
-    response: &UploadFileResponse,
-    size: u64,
-    digest: Digest,
-) -> bool {
-    let [receipt] = response.receipts.as_slice() else { return false };
-    receipt.status() == receipt::Status::Complete
-        && AttemptId::try_from(receipt.attempt.clone()) == Ok(attempt)
-        && receipt.size == size
-        && Digest::from_bytes(&receipt.digest) == Ok(digest)
-}
 
 /// Only this log names what would do: the server learns nothing about what is outside.
 fn log_denied(source: &Source, command: &Command, why: Denied) {
@@ -439,6 +351,8 @@ mod tests {
         time::{Duration, Instant},
     };
 
+    use tokio::time::sleep;
+
     use super::*;
     use crate::{
         client::{
@@ -446,12 +360,12 @@ mod tests {
             fake_server::{Client, FakeServer, FakeSession, FakeUpload},
             state_dir::StateDir,
         },
-        ids::{Epoch, TransferId},
+        ids::{Digest, Epoch, TransferId},
         rate::Rate,
         status::Reason,
         transfer::{Consistency, Delivered, Finish},
         wire::{
-            proto::Receipt,
+            proto::{Receipt, UploadFileResponse, receipt},
             session::{FromClient, FromServer, Verdict},
         },
     };
@@ -622,7 +536,7 @@ mod tests {
         };
         let stop = CancellationToken::new();
         let both = async { tokio::join!(uploader.run(&command, &stop, &progress), slow) };
-        let (report, ()) = tokio::time::timeout(Duration::from_secs(60), both).await.expect("soon");
+        let (report, ()) = timeout(Duration::from_secs(60), both).await.expect("soon");
 
         assert_eq!(report.outcome, Outcome::Delivered, "{report:?}");
     }

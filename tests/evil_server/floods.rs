@@ -36,7 +36,7 @@ fn costs(process: &Process) -> (u64, usize) {
 
 fn assert_small(process: &Process) {
     let (kib, descriptors) = costs(process);
-    println!("{kib} KiB at most, {descriptors} descriptors");
+    eprintln!("{kib} KiB at most, {descriptors} descriptors");
     assert!(kib <= MEMORY_KIB_MAX, "{kib} KiB");
     assert!(descriptors < DESCRIPTORS_MAX, "{descriptors}");
 }

@@ -41,7 +41,7 @@ impl Site {
         for secret in ["canary", "vault/canary", "vault/open", "root-secret/canary", "shut"] {
             fs::write(site.path(secret), SECRET).expect("written");
         }
-        fs::set_permissions(site.path("shut"), fs::Permissions::from_mode(0)).expect("set");
+        fs::set_permissions(site.path("shut"), fs::Permissions::from_mode(0o000)).expect("set");
         fs::write(site.path("root/open"), "open").expect("written");
         let absolute = site.path("canary").display().to_string();
         let links = [
@@ -165,7 +165,7 @@ fn race(source: &Source, path: &Path, flips: [&Flip<'_>; 2], length: Duration) {
         let (tries, taken) = (good + refused, begun.elapsed());
         assert_eq!(bad, None, "after {tries} tries, {taken:?}");
         assert!(good > 0 && refused > 0, "{good} good, {refused} refused: no race");
-        println!("{good} good, {refused} refused in {taken:?}");
+        eprintln!("{good} good, {refused} refused in {taken:?}");
     });
 }
 

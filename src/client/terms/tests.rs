@@ -253,7 +253,7 @@ async fn once_the_kernel_holds_it_no_policy_adds_a_root() {
     let state = crate::client::state_dir::StateDir::open(&temp.path().join("state"));
     let policy = |text: &str| Shared::Policy(Policy::parse(text).expect("a policy"));
     let first = policy("[[root]]\nname = 'a'\npath = '/srv/a'\n");
-    let mut shares = crate::client::shares::Shares::new(&first, Arc::new(state.expect("free")));
+    let shares = crate::client::shares::Shares::new(&first, Arc::new(state.expect("free")));
     let wider =
         policy("[[root]]\nname = 'a'\npath = '/srv/a'\n[[root]]\nname = 'b'\npath = '/b'\n");
     let beneath = policy("[[root]]\nname = 'c'\npath = '/srv/a/c'\n");

@@ -1,7 +1,12 @@
 //! A disk that does not answer, as one of a dead NFS server: it costs its own transfer, and nothing
 //! else.
 
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use tonic::Status;
 
 use super::*;
 use crate::{
@@ -34,6 +39,7 @@ fn command(client: &Client, name: &str) -> Command {
         size_max: 1 << 30,
         resume: None,
         rate_max: None,
+        signature: None,
     }
 }
 
