@@ -247,7 +247,8 @@ async fn the_client_runs_nothing_writes_in_its_own_directory_and_calls_only_its_
     let (before, _) = trace.split_once("CLONE_THREAD").expect("threads");
     assert!(before.contains(" landlock_restrict_self("), "{before}");
     assert!(before.contains(" seccomp(SECCOMP_SET_MODE_FILTER"), "{before}");
-    for line in trace.lines() {
+    // The second half of a call that another thread came into says nothing more of what was asked.
+    for line in trace.lines().filter(|line| !line.contains(" resumed>")) {
         let is = |call: &str| line.contains(&format!(" {call}("));
         let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
         let happened = !line.contains(" = -1 ");
