@@ -335,15 +335,17 @@ impl Site {
         let dir = TempDir::new().expect("a directory");
         let shared = dir.path().join("shared");
         fs::create_dir(&shared).expect("made");
+        // Of its own, so that the sandbox lets another file take its place.
+        fs::create_dir(dir.path().join("etc")).expect("made");
         fs::write(shared.join("f"), bytes(16 * CHUNK_BYTES, 7)).expect("written");
         let shared = text(&shared).to_owned();
         Self { dir, shared }
     }
 
     fn set(&self, settings: &str) {
-        let new = self.dir.path().join("new");
+        let new = self.dir.path().join("etc/new");
         fs::write(&new, settings).expect("written");
-        fs::rename(&new, self.dir.path().join("client.toml")).expect("renamed");
+        fs::rename(&new, self.dir.path().join("etc/client.toml")).expect("renamed");
     }
 
     fn start(&self, server: &TestServer, more: &[&str]) -> Process {
@@ -365,7 +367,7 @@ async fn a_hang_up_changes_the_limits_of_what_runs_and_a_bad_file_changes_nothin
     let server = TestServer::start().await;
     let site = Site::new();
     site.set("max_rate = \"64KB/s\"\nmax_uploads = 1\n");
-    let config = site.dir.path().join("client.toml");
+    let config = site.dir.path().join("etc/client.toml");
     let mut client = site.start(&server, &["--config", text(&config)]);
     assert_eq!(server.online("client-1").await.jobs_max, 1);
     let path = format!("{}/f", site.shared);
@@ -417,7 +419,7 @@ async fn a_cap_that_comes_in_the_middle_holds_what_runs() {
     let path = format!("{}/long", site.shared);
     fs::File::create(&path).expect("made").set_len(length).expect("grown");
     site.set("");
-    let config = site.dir.path().join("client.toml");
+    let config = site.dir.path().join("etc/client.toml");
     let client = site.start(&server, &["--config", text(&config)]);
     server.online("client-1").await;
     let id = server.trigger("client-1", &path).await.id;
@@ -472,7 +474,7 @@ async fn a_configuration_that_became_a_pipe_changes_nothing_and_blocks_nothing()
     let server = TestServer::start().await;
     let site = Site::new();
     site.set("max_rate = \"1MB/s\"\n");
-    let config = site.dir.path().join("client.toml");
+    let config = site.dir.path().join("etc/client.toml");
     let mut client = site.start(&server, &["--config", text(&config)]);
     server.online("client-1").await;
 

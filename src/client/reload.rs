@@ -32,6 +32,9 @@ struct Found {
     later: Vec<&'static str>,
 }
 
+const SANDBOX_HINT: &str = "a file that another has replaced is read again only from a directory \
+                            that has nothing else in it (the sandbox): else restart";
+
 /// Why nothing is changed.
 #[derive(Debug, thiserror::Error)]
 enum ReloadError {
@@ -68,6 +71,7 @@ impl Reload {
     }
 
     async fn obey(self: Arc<Self>, shares: &Arc<Shares>, allowance: &Allowance) {
+        let hint = if shares.is_confined() { SANDBOX_HINT } else { "" };
         let shares = Arc::clone(shares);
         let reading = spawn_blocking(move || {
             let found = self.read()?;
@@ -77,7 +81,7 @@ impl Reload {
         let (found, is_new) = match reading.await {
             Ok(Ok(read)) => read,
             Ok(Err(err)) => {
-                tracing::error!(error = %err, "SIGHUP: nothing was changed");
+                tracing::error!(error = %err, hint, "SIGHUP: nothing was changed");
                 return;
             }
             Err(err) => {

@@ -42,6 +42,10 @@ impl Shares {
         self.confined.get_or_init(|| roots.collect());
     }
 
+    pub(super) fn is_confined(&self) -> bool {
+        self.confined.get().is_some()
+    }
+
     pub(super) fn now(&self) -> Arc<Source> {
         self.now.borrow().clone()
     }
