@@ -85,6 +85,8 @@ pub const LABEL_BYTES_MAX: usize = 255;
 pub const ALLOWED_ROOTS_MAX: usize = 64;
 /// In the directory of a settings file that the sandbox may read as a whole.
 pub const SANDBOX_DIR_ENTRIES_MAX: usize = 64;
+/// How often the sandbox tries to open what it is to allow.
+pub const SANDBOX_OPEN_TRIES: u32 = 3;
 /// Patterns of one rule that include, and as many that exclude.
 pub const POLICY_PATTERNS_MAX: usize = 256;
 

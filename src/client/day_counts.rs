@@ -70,7 +70,11 @@ impl DayCounts {
             // Some more, so that not every chunk needs the disk; a crash loses no more than these.
             noted = taken.saturating_add(limits::DAY_COUNT_AHEAD_BYTES.min(most / 16)).min(most);
             day.rules.insert(rule.to_owned(), Count { taken: count.taken, noted });
-            self.write(day)?;
+            if let Err(err) = self.write(day) {
+                // Nothing may be taken of what is not in the file.
+                day.rules.insert(rule.to_owned(), count);
+                return Err(err);
+            }
         }
         day.rules.insert(rule.to_owned(), Count { taken, noted });
         Ok(true)
@@ -148,6 +152,18 @@ mod tests {
             // A crash costs a little of the day's, never more than was agreed.
             let lost = (10 * MIB / 16).min(left);
             assert!(counts.take("a", 10 * MIB, left - lost, &day(1)).expect("noted"), "{sent}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_goes_on_failing_gives_nothing() {
+        let test = Test::new();
+        let counts = test.counts();
+        assert!(counts.take("a", 10 * MIB, MIB, &day(1)).expect("noted"));
+        fs::remove_dir_all(test.dir.path().join("state")).expect("removed");
+
+        for _ in 0..3 {
+            counts.take("a", 10 * MIB, MIB, &day(1)).expect_err("it cannot be noted");
         }
     }
 

@@ -178,7 +178,10 @@ impl Uploader {
             let _permit = permit;
             source.open(&path.map(Some))
         });
-        match opening.await {
+        let Ok(opened) = timeout(limits::READ_WAIT, opening).await else {
+            return failed(NO_ANSWER);
+        };
+        match opened {
             Ok(Ok(file)) => Explained {
                 verdict: PathVerdict::Allowed,
                 rule: file.terms.name.clone(),

@@ -1,12 +1,15 @@
 //! Landlock: which files, which ports, and whom else the process can reach.
 
+use std::path::Path;
+
 use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, Ruleset,
-    RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError, RulesetStatus, Scope,
-    path_beneath_rules,
+    ABI, Access as _, AccessFs, AccessNet, BitFlags, LandlockStatus, NetPort, PathBeneath, PathFd,
+    Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _, RulesetError,
+    RulesetStatus, Scope, path_beneath_rules,
 };
 
 use super::{Held, Plan};
+use crate::limits;
 
 /// The newest one that this was tested with; of what a kernel lacks of it, it leaves out.
 const NEWEST: ABI = ABI::V6;
@@ -38,13 +41,28 @@ fn lay(plan: &Plan) -> Result<landlock::RestrictionStatus, RulesetError> {
         .handle_access(AccessNet::from_all(NEWEST))?
         .scope(Scope::from_all(NEWEST))?
         .create()?
-        .add_rules(path_beneath_rules(plan.readable(), read))?
-        .add_rules(path_beneath_rules([&plan.state_dir], write))?;
+        .add_rules(plan.readable().iter().filter_map(|path| allowing(path, read)))?
+        .add_rules(allowing(&plan.state_dir, write))?;
     let ports = plan.ports.iter();
     let to = |rules: RulesetCreated, port: &u16| {
         rules.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))
     };
     ports.into_iter().try_fold(rules, to)?.restrict_self()
+}
+
+/// Returns the rule that allows a path; none, if it cannot be opened. It is tried more than once: a
+/// root that was left out because of one error could not be read until a restart.
+fn allowing(
+    path: &Path,
+    access: BitFlags<AccessFs>,
+) -> Option<Result<PathBeneath<PathFd>, RulesetError>> {
+    let mut tries =
+        (0..limits::SANDBOX_OPEN_TRIES).map(|_| path_beneath_rules([path], access).next());
+    let rule = tries.find_map(|rule| rule);
+    if rule.is_none() {
+        tracing::warn!(path = %path.display(), "cannot be opened, so the sandbox leaves it out");
+    }
+    rule
 }
 
 /// What no state directory holds.
