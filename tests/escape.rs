@@ -95,7 +95,7 @@ fn nothing_gets_out_of_the_sandbox() {
 #[test]
 #[ignore = "it is started by another test"]
 fn inside_the_sandbox() {
-    let site = PathBuf::from(env::var_os(SITE).expect("a site"));
+    let Some(site) = env::var_os(SITE).map(PathBuf::from) else { return };
     let number = |name: &str| env::var(name).expect("told").parse::<u16>().expect("a port");
     let (allowed, other) = (number("FTS_TEST_ALLOWED"), number("FTS_TEST_OTHER"));
     let mode = Mode::parse(&env::var("FTS_TEST_MODE").expect("told")).expect("a mode");
