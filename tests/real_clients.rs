@@ -181,7 +181,7 @@ impl Server {
         let mut command = Command::new(env!("CARGO_BIN_EXE_fts-server"));
         command.args(["--listen", "127.0.0.1:0", "--log-format", "text"]);
         command.arg("--data-dir").arg(dir.path().join("data"));
-        command.arg("--port-file").arg(&port_file);
+        command.arg("--port-file").arg(&port_file).args(["--disk-low", "1KB"]);
         let mut process = Process::start(command, &Stream::Stderr);
         let address = process.wait_until(|| {
             let text = fs::read_to_string(&port_file).ok()?;

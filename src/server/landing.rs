@@ -337,7 +337,7 @@ mod tests {
     #[test]
     fn a_removed_directory_of_partial_files_heals() {
         let dir = tempfile::tempdir().expect("a directory");
-        let landing = Landing::open(dir.path()).expect("opened");
+        let landing = Landing::open(dir.path()).expect("opened").with_marks(Marks::NONE);
         std::fs::remove_dir(dir.path().join(PARTIAL)).expect("removed");
 
         let attempt = attempt();
@@ -382,6 +382,7 @@ mod tests {
         let disk = RecordingDisk::default();
         let calls = Arc::clone(&disk.0);
         let landing = Landing::open_on(dir.path(), Box::new(disk)).expect("opened");
+        let landing = landing.with_marks(Marks::NONE);
         calls.lock().expect("no panic").clear();
 
         let first = attempt();
@@ -403,7 +404,7 @@ mod tests {
     #[test]
     fn a_published_file_is_never_replaced() {
         let dir = tempfile::tempdir().expect("a directory");
-        let landing = Landing::open(dir.path()).expect("opened");
+        let landing = Landing::open(dir.path()).expect("opened").with_marks(Marks::NONE);
         let attempt = attempt();
         landing.publish(landing.begin(attempt, whole(0)).expect("begun")).expect("published");
 

@@ -83,7 +83,7 @@ mod tests {
         ids::{ClientId, InstanceId, TransferId, UnixMs},
         server::{
             coordinator::{Parts, Retention},
-            landing::Landing,
+            landing::{Landing, Marks},
             metrics::Metrics,
             quotas::QuotaLimits,
             sessions::Session,
@@ -116,10 +116,11 @@ mod tests {
     }
 
     fn coordinator(dir: &Path) -> Arc<Coordinator> {
+        let landing = Landing::open(&dir.join("files")).expect("a landing");
         Coordinator::new(Parts {
             store: Arc::new(MemoryStore::new()),
             credentials: Arc::new(MemoryStore::new()),
-            landing: Arc::new(Landing::open(&dir.join("files")).expect("a landing")),
+            landing: Arc::new(landing.with_marks(Marks::NONE)),
             metrics: Arc::new(Metrics::new()),
             shutdown: Shutdown::new(),
             heartbeat: limits::HEARTBEAT,

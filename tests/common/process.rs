@@ -18,11 +18,12 @@ pub struct Process {
 
 impl Process {
     /// Starts a program with nothing of this process's environment but the path; its log goes to
-    /// `log`.
+    /// `log`. A server does not mind how full the disk of the tests is.
     pub fn start(program: &str, log: &Path, args: &[&str], env: &[(&str, &str)]) -> Self {
         let file = fs::OpenOptions::new().append(true).create(true).open(log).expect("a log");
         let mut command = Command::new(program);
         command.args(args).env_clear().env("PATH", std::env::var_os("PATH").expect("a PATH"));
+        command.env("FTS_DISK_LOW", "1KB");
         command.envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
         let child = command.spawn().expect("the program starts");

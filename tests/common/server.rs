@@ -45,7 +45,7 @@ impl Default for Setup {
             quotas: QuotaLimits::default(),
             uploads_max: fts::limits::UPLOADS_MAX,
             disk: Box::new(RealDisk),
-            marks: Marks::default(),
+            marks: Marks::NONE,
             clear_text: ClearText::LoopbackOnly,
             drain_wait: fts::limits::DRAIN_WAIT,
             certificate_life: fts::limits::CLIENT_CERTIFICATE_LIFE,

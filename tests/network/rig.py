@@ -275,7 +275,9 @@ class Rig:
 
 def around(*, environment=None, directory=None):
     """What a program has around it: no variable but these, and those that find it."""
-    return {"env": {"PATH": os.environ["PATH"], **(environment or {})}, "cwd": directory}
+    # A server does not mind how full the disk of the tests is.
+    fixed = {"PATH": os.environ["PATH"], "FTS_DISK_LOW": "1KB"}
+    return {"env": {**fixed, **(environment or {})}, "cwd": directory}
 
 
 def call(namespace, command, *, text="", **surroundings):

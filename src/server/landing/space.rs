@@ -20,6 +20,9 @@ pub struct Marks {
 }
 
 impl Marks {
+    /// For whoever does not mind how full the disk is.
+    pub const NONE: Self = Self { low: Some(0), high: Some(0) };
+
     /// Returns the low mark and the high one, on a disk of so many bytes.
     pub fn on(self, all: u64) -> (u64, u64) {
         let low = self.low.unwrap_or(limits::DISK_FREE_MIN_BYTES.min(all / 20));

@@ -22,7 +22,7 @@ use crate::{
     limits,
     server::{
         coordinator::{Coordinator, Parts, Retention, attempt_of},
-        landing::Landing,
+        landing::{Landing, Marks},
         metrics::Metrics,
         quotas::QuotaLimits,
         sessions::Session,
@@ -338,7 +338,7 @@ fn server(
     metrics: &Arc<Metrics>,
 ) -> Result<Arc<Coordinator>> {
     let disk = FaultyDisk(Arc::clone(faults));
-    let landing = Landing::open_on(&dir.join("files"), Box::new(disk))?;
+    let landing = Landing::open_on(&dir.join("files"), Box::new(disk))?.with_marks(Marks::NONE);
     let store = FaultyStore { records: Arc::clone(records), faults: Arc::clone(faults) };
     Ok(Coordinator::new(Parts {
         store: Arc::new(store),
