@@ -6,10 +6,10 @@ use anyhow::Context as _;
 use clap::Parser as _;
 use fts::{
     client::{
-        Client,
+        Client, audit,
         config::{
-            Cli, CliCommand, ClientConfig, ConfigCommand, Flags, GenerateFile, JoinFlags,
-            PolicyCommand, PolicyPath, PolicyPaths, Surroundings,
+            AuditCommand, AuditShow, AuditVerify, Cli, CliCommand, ClientConfig, ConfigCommand,
+            Flags, GenerateFile, JoinFlags, PolicyCommand, PolicyPath, PolicyPaths, Surroundings,
         },
         demo_file,
         explain::{self, Explainer, Verdict},
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         Some(CliCommand::Join(flags)) => join_server(flags),
         Some(CliCommand::Config(ConfigCommand::Check(flags))) => check(flags),
         Some(CliCommand::Policy(command)) => return told(policy(command)),
+        Some(CliCommand::Audit(command)) => return told(audit(command)),
         None => run(cli.flags),
     };
     told(ended.map(|()| ExitCode::SUCCESS))
@@ -131,6 +132,23 @@ fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(code)
+}
+
+/// Shows what was asked, served and refused, or says whether all of that is still there.
+fn audit(command: AuditCommand) -> anyhow::Result<ExitCode> {
+    let around = Surroundings::of_process();
+    let mut out = std::io::stdout().lock();
+    match command {
+        AuditCommand::Show(AuditShow { json, flags }) => {
+            audit::show::show(&flags.state_dir(&around)?, json, &mut out)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        AuditCommand::Verify(AuditVerify { head, flags }) => {
+            let verified = audit::verify::verify(&flags.state_dir(&around)?, head)?;
+            writeln!(out, "{verified}")?;
+            Ok(if verified.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+    }
 }
 
 fn generate_file(wish: GenerateFile) -> anyhow::Result<()> {

@@ -8,6 +8,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 pub mod allowance;
+pub mod audit;
 pub mod config;
 pub mod demo_file;
 pub mod join;
@@ -48,6 +49,7 @@ mod upload;
 mod words;
 
 use allowance::Allowance;
+use audit::{Audit, Event};
 use board::{Board, Facts};
 use config::{ClientConfig, Shared};
 use data_connection::DataConnections;
@@ -84,6 +86,7 @@ pub struct Client {
     shared: Shared,
     trusts_fingerprint: bool,
     shares: Arc<Shares>,
+    audit: Audit,
     allowance: Arc<Allowance>,
     board: Arc<Board>,
     page: Option<StatusPage>,
@@ -95,9 +98,15 @@ impl Client {
         let mut problems = Vec::new();
         let state_dir = StateDir::open(&config.state_dir);
         let state_dir = state_dir.map_err(|err| problems.push(err.to_string())).ok();
+        let audit = state_dir.as_ref().and_then(|state_dir| {
+            let audit = Audit::open(state_dir);
+            audit.map_err(|err| problems.push(format!("cannot open the audit: {err}"))).ok()
+        });
         let way = way(&config).map_err(|problem| problems.push(problem)).ok();
         let page = StatusPage::bind(config.status).map_err(|problem| problems.push(problem)).ok();
-        let Some(((state_dir, page), (dialer, renewal))) = state_dir.zip(page).zip(way) else {
+        let (Some(state_dir), Some(audit), Some(page), Some((dialer, renewal))) =
+            (state_dir, audit, page, way)
+        else {
             return Err(ConfigError { problems });
         };
         let shares = Shares::new(&config.shared, Arc::new(state_dir));
@@ -118,6 +127,7 @@ impl Client {
             os: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             allowed_roots: Vec::new(),
             policy_digest: None,
+            audit_head: None,
             running: Vec::new(),
         };
         Ok(Self {
@@ -126,8 +136,9 @@ impl Client {
             renewal,
             shared: config.shared,
             trusts_fingerprint: config.trusts_fingerprint,
-            board: Arc::new(Board::new(facts, shares.changes(), allowance.clone())),
+            board: Arc::new(Board::new(facts, shares.changes(), allowance.clone(), audit.clone())),
             shares: Arc::new(shares),
+            audit,
             allowance,
             page,
         })
@@ -166,10 +177,18 @@ impl Client {
 
     /// Runs until `shutdown` drains; running uploads may finish until it aborts.
     pub async fn run(self, shutdown: Shutdown) {
+        self.audit.start();
+        self.audit.note(Event::Start {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            client: self.hello.client.to_string(),
+            server: self.dialer.to_string(),
+            policy: self.shares.now().policy().digest().into(),
+        });
         let data = DataConnections::new(&self.dialer);
         let limiter = self.allowance.pace.clone();
         let instance = self.hello.instance;
-        let uploader = Uploader::new(self.shares.changes(), data.clone(), instance, limiter)
+        let (shares, audit) = (self.shares.changes(), self.audit.clone());
+        let uploader = Uploader::new(shares, data.clone(), instance, limiter, audit)
             .of_client(self.hello.client.clone())
             .trusting_fingerprints(self.trusts_fingerprint);
         let standing = self.renewal.as_ref().map_or_else(Standing::without, Renewal::standing);
@@ -179,6 +198,7 @@ impl Client {
             hello: self.hello,
             shares: self.shares.changes(),
             standing,
+            audit: self.audit.clone(),
             board: self.board.clone(),
             shutdown: shutdown.clone(),
         };
@@ -201,13 +221,24 @@ impl Client {
             prepare(self.shared, source, &shutdown).await;
             link.run().await;
         };
+        let policies = note_policies(self.shares.changes(), &self.audit);
         // The others serve the first, and end with it.
         tokio::select! {
             () = work => {}
             () = data.close_when_idle() => {}
             () = renewal => {}
+            () = policies => {}
             () = async { page.await; std::future::pending().await } => {}
         }
+        self.audit.close().await;
+    }
+}
+
+/// Notes each policy that takes the place of another one.
+async fn note_policies(mut shares: watch::Receiver<Arc<Source>>, audit: &Audit) {
+    while shares.changed().await.is_ok() {
+        let policy = shares.borrow_and_update().policy().digest().into();
+        audit.note(Event::Policy { policy });
     }
 }
 

@@ -1,7 +1,11 @@
 //! Names of things: newtypes that are checked when they are built, so that a value in hand is
 //! valid.
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    time::{Duration, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -30,6 +34,8 @@ pub enum IdError {
     RequestId,
     #[error("a digest is 64 hexadecimal digits")]
     Digest,
+    #[error("the head of an audit is SEQ:HASH, the hash of 64 hexadecimal digits")]
+    AuditHead,
     #[error("a path must be absolute")]
     PathRelative,
     #[error("a path must not contain '..'")]
@@ -242,12 +248,15 @@ impl FromStr for RemotePath {
     }
 }
 
-/// The BLAKE3 of a whole file, or of a policy.
+/// A BLAKE3: of a whole file, of a policy, of a line of an audit.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest([u8; 32]);
 
 impl Digest {
+    /// Of nothing that there is.
+    pub const ZERO: Self = Self([0; 32]);
+
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, IdError> {
         bytes.try_into().map(Self).map_err(|_| IdError::Digest)
     }
@@ -344,9 +353,17 @@ impl UnixMs {
         if let Some(at) = TEST_CLOCK.get() {
             return at;
         }
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let since = std::time::SystemTime::now().duration_since(UNIX_EPOCH);
         // A clock before 1970 counts as 1970.
         Self(since.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// Returns it as RFC 3339 has it, in UTC, with milliseconds. What the format has no year for is its last moment.
+    pub fn rfc3339(self) -> String {
+        /// 9999-12-31T23:59:59.999Z.
+        const LAST_MS: u64 = 253_402_300_799_999;
+        let ms = u64::try_from(self.0).unwrap_or(0).min(LAST_MS);
+        humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
     }
 
     #[must_use]

@@ -48,6 +48,7 @@
 //! - `server`: sessions, uploads, records (`server::store`), files (`server::landing`), and what
 //!   operators see.
 
+pub mod audit_head;
 pub mod backoff;
 pub mod chunk;
 #[cfg(feature = "client")]

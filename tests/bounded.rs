@@ -172,7 +172,9 @@ async fn a_stuck_disk_and_a_fast_client_stay_within_memory() {
 
 /// Says a heartbeat, and waits for its answer.
 async fn beat(session: &mut RawSession, seq: u64) {
-    session.say(FromClient::Heartbeat { seq, progress: Vec::new(), jobs_max: None }).await;
+    session
+        .say(FromClient::Heartbeat { seq, progress: Vec::new(), jobs_max: None, audit_head: None })
+        .await;
     while session.next().await != (FromServer::HeartbeatAck { seq }) {}
 }
 

@@ -531,7 +531,12 @@ async fn a_sync_that_hangs_delays_no_heartbeat() {
         syncing.recv().await.expect("it is synced");
         for seq in 0..50 {
             let since = std::time::Instant::now();
-            let beat = FromClient::Heartbeat { seq, progress: Vec::new(), jobs_max: None };
+            let beat = FromClient::Heartbeat {
+                seq,
+                progress: Vec::new(),
+                jobs_max: None,
+                audit_head: None,
+            };
             session.say(beat).await;
             let next = session.next().await;
             assert!(matches!(next, FromServer::HeartbeatAck { .. }), "{next:?}");

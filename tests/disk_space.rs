@@ -86,7 +86,12 @@ async fn below_the_low_mark_nothing_is_offered_until_more_than_the_high_one_is_f
         server.coordinator.ring_due().await.expect("rung");
         // What it says after the second one, it says after it has looked at the queue.
         for seq in 0..2 {
-            let beat = FromClient::Heartbeat { seq, progress: Vec::new(), jobs_max: None };
+            let beat = FromClient::Heartbeat {
+                seq,
+                progress: Vec::new(),
+                jobs_max: None,
+                audit_head: None,
+            };
             session.say(beat).await;
             let next = session.next().await;
             assert!(matches!(next, FromServer::HeartbeatAck { .. }), "{still_low}: {next:?}");

@@ -165,7 +165,7 @@ async fn the_cap_of_a_transfer_comes_with_every_command() {
 
 fn beat(attempt: AttemptId, throttled: bool) -> FromClient {
     let progress = vec![UploadProgress { attempt, sent_bytes: 0, throttled }];
-    FromClient::Heartbeat { seq: 1, progress, jobs_max: None }
+    FromClient::Heartbeat { seq: 1, progress, jobs_max: None, audit_head: None }
 }
 
 /// Returns the next transfer of a watch that is as wanted.
@@ -229,8 +229,12 @@ async fn a_raised_number_of_uploads_is_offered_at_once_and_a_lower_one_held() {
     }
     let busy = |t: &Transfer| waits(t) == Some(WaitingReason::ClientBusy);
     server.shown(&ids[4], busy).await;
-    let takes =
-        |jobs_max| FromClient::Heartbeat { seq: 1, progress: Vec::new(), jobs_max: Some(jobs_max) };
+    let takes = |jobs_max| FromClient::Heartbeat {
+        seq: 1,
+        progress: Vec::new(),
+        jobs_max: Some(jobs_max),
+        audit_head: None,
+    };
 
     let begun = Instant::now();
     session.say(takes(6)).await;

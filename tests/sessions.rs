@@ -168,7 +168,13 @@ async fn a_client_cannot_report_on_the_transfer_of_another() {
     evil.say(FromClient::Report(report)).await;
     evil.say(FromClient::Reply { attempt, verdict: Verdict::Busy }).await;
     assert_eq!(evil.next().await, FromServer::ReportAck(attempt));
-    evil.say(FromClient::Heartbeat { seq: 1, progress: Vec::new(), jobs_max: None }).await;
+    evil.say(FromClient::Heartbeat {
+        seq: 1,
+        progress: Vec::new(),
+        jobs_max: None,
+        audit_head: None,
+    })
+    .await;
     assert_eq!(evil.next().await, FromServer::HeartbeatAck { seq: 1 });
 
     assert_eq!(server.transfer(&transfer.id).await.state(), State::Offered);
@@ -271,7 +277,14 @@ async fn when_a_client_was_last_seen_outlives_its_session_and_a_restart() {
     let mut heard = opened;
     // Until the clock has gone on.
     for seq in 1.. {
-        session.say(FromClient::Heartbeat { seq, progress: Vec::new(), jobs_max: None }).await;
+        session
+            .say(FromClient::Heartbeat {
+                seq,
+                progress: Vec::new(),
+                jobs_max: None,
+                audit_head: None,
+            })
+            .await;
         assert_eq!(session.next().await, FromServer::HeartbeatAck { seq });
         heard = last_seen(&shown(&server, "client-1").await);
         if heard > opened {

@@ -9,7 +9,7 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{allowance::Allowance, sandbox::Held, source::Source, upload::Progress};
+use super::{allowance::Allowance, audit::Audit, sandbox::Held, source::Source, upload::Progress};
 use crate::{ids::SessionEpoch, rate::Rate};
 
 /// What does not change while the process lives.
@@ -27,6 +27,7 @@ pub(super) struct Board {
     facts: Facts,
     shares: watch::Receiver<Arc<Source>>,
     allowance: Arc<Allowance>,
+    audit: Audit,
     now: Mutex<Now>,
 }
 
@@ -58,6 +59,7 @@ pub(super) struct Page {
     allowed_roots: Vec<String>,
     policy_digest: String,
     sandbox: Held,
+    audit: AuditShown,
     jobs_max: u32,
     /// Absent: no cap.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,6 +75,14 @@ pub(super) struct Page {
     #[serde(skip_serializing_if = "Option::is_none")]
     clock_ahead_seconds: Option<i64>,
     transfers: Vec<Transfer>,
+}
+
+#[derive(Debug, Serialize)]
+struct AuditShown {
+    /// The number of its last line, and that line's hash.
+    head: String,
+    /// The last lines could be written: otherwise nothing is sent.
+    writable: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -106,6 +116,7 @@ impl Board {
         facts: Facts,
         shares: watch::Receiver<Arc<Source>>,
         allowance: Arc<Allowance>,
+        audit: Audit,
     ) -> Self {
         let now = Now {
             session: None,
@@ -117,7 +128,7 @@ impl Board {
             sandbox: Held::default(),
             clock_ahead_seconds: None,
         };
-        Self { facts, shares, allowance, now: Mutex::new(now) }
+        Self { facts, shares, allowance, audit, now: Mutex::new(now) }
     }
 
     pub(super) fn connected(&self, epoch: SessionEpoch) {
@@ -177,6 +188,7 @@ impl Board {
             allowed_roots: source.roots(),
             sandbox: now.sandbox,
             policy_digest: source.policy().digest().to_string(),
+            audit: AuditShown { head: self.audit.head().to_string(), writable: self.audit.is_up() },
             jobs_max: self.allowance.uploads_max(),
             max_rate_bytes_per_second: self.allowance.pace.rate().map(Rate::bytes_per_second),
             session: Session {

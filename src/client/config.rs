@@ -31,7 +31,10 @@ mod server;
 mod shared;
 
 use flags::File;
-pub use flags::{Cli, CliCommand, ConfigCommand, Flags, PolicyCommand, PolicyPath, PolicyPaths};
+pub use flags::{
+    AuditCommand, AuditShow, AuditVerify, Cli, CliCommand, ConfigCommand, Flags, PolicyCommand,
+    PolicyPath, PolicyPaths,
+};
 pub use generate::GenerateFile;
 pub use join::{JoinFlags, JoinPlan};
 use server::{ca, ca_file, proxies, server};
@@ -151,6 +154,14 @@ impl Flags {
         let mut picker = Picker::new();
         let config = self.pick(&mut picker, around);
         Ok(picker.finish(config)?.expect("without a problem every part is there"))
+    }
+
+    /// Returns where the client's own files are. Where that is said, nothing else matters.
+    pub fn state_dir(self, around: &Surroundings) -> Result<PathBuf, ConfigError> {
+        match &self.state_dir {
+            Some(dir) => directory(dir).map_err(|why| format!("--state-dir: {why}").into()),
+            None => Ok(self.resolve(around)?.state_dir),
+        }
     }
 
     /// Returns every setting with where it came from, and what is wrong.

@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     allowance::Allowance,
+    audit::Audit,
     board::{Board, Facts},
     config::Shared,
     data_connection::DataConnections,
@@ -166,6 +167,11 @@ impl FakeServer {
         self.hello().await.welcome().await
     }
 
+    /// Whether an upload has come that nobody has taken.
+    pub(super) fn has_upload(&self) -> bool {
+        !self.uploads.is_empty()
+    }
+
     pub(super) async fn upload(&mut self) -> FakeUpload {
         self.uploads.recv().await.expect("the server runs")
     }
@@ -223,20 +229,28 @@ impl FakeUpload {
     }
 }
 
+fn all_of(root: &str) -> String {
+    format!("[[root]]\nname = \"root\"\npath = {root:?}\n")
+}
+
 /// A client's link with a directory of its own, `root`, which alone it may read.
 pub(super) struct Client {
     pub(super) temp: TempDir,
     pub(super) shares: Arc<Shares>,
     pub(super) allowance: Arc<Allowance>,
+    pub(super) audit: Audit,
     pub(super) shutdown: Shutdown,
 }
 
 impl Client {
     /// Everything in `root` may be read.
     pub(super) fn start(server: &FakeServer) -> Self {
-        Self::start_by(server, Clock::of_machine(), |root| {
-            format!("[[root]]\nname = \"root\"\npath = {root:?}\n")
-        })
+        Self::start_by(server, Clock::of_machine(), all_of)
+    }
+
+    /// The same; but nothing is written to its audit before that is started.
+    pub(super) fn start_without_audit(server: &FakeServer) -> Self {
+        Self::make(server, Clock::of_machine(), all_of)
     }
 
     /// The policy, which is told the path of `root`, says what may be read.
@@ -245,10 +259,17 @@ impl Client {
         clock: Clock,
         policy: impl FnOnce(&str) -> String,
     ) -> Self {
+        let client = Self::make(server, clock, policy);
+        client.audit.start();
+        client
+    }
+
+    fn make(server: &FakeServer, clock: Clock, policy: impl FnOnce(&str) -> String) -> Self {
         let temp = tempfile::tempdir().expect("a directory");
         let root = temp.path().join("root");
         std::fs::create_dir(&root).expect("made");
         let state = Arc::new(StateDir::open(&temp.path().join("state")).expect("free"));
+        let audit = Audit::open(&state).expect("opened");
         let policy = Policy::parse(&policy(root.to_str().expect("text"))).expect("a policy");
         let counts = Arc::new(DayCounts::new(Arc::clone(&state)));
         let source = Source::by(&Shared::Policy(policy), state, clock, counts);
@@ -256,7 +277,8 @@ impl Client {
         let instance = InstanceId::generate();
         let data = DataConnections::new(&server.dialer);
         let allowance = Allowance::new(None, 2);
-        let uploader = Uploader::new(shares.changes(), data, instance, allowance.pace.clone())
+        let pace = allowance.pace.clone();
+        let uploader = Uploader::new(shares.changes(), data, instance, pace, audit.clone())
             .of_client("client-1".parse().expect("an id"));
         let facts = Facts {
             id: "client-1".into(),
@@ -264,7 +286,7 @@ impl Client {
             version: "1",
             server: "fake".into(),
         };
-        let board = Arc::new(Board::new(facts, shares.changes(), allowance.clone()));
+        let board = Arc::new(Board::new(facts, shares.changes(), allowance.clone(), audit.clone()));
         let hello = Hello {
             client: "client-1".parse().expect("an id"),
             instance,
@@ -274,6 +296,7 @@ impl Client {
             os: String::new(),
             allowed_roots: vec![],
             policy_digest: None,
+            audit_head: None,
             running: vec![],
         };
         let shutdown = Shutdown::new();
@@ -283,11 +306,12 @@ impl Client {
             jobs: Jobs::new(uploader, allowance.clone(), board.clone()),
             shares: shares.changes(),
             standing: Standing::without(),
+            audit: audit.clone(),
             board,
             shutdown: shutdown.clone(),
         };
         shutdown.spawn(link.run());
-        Self { temp, shares, allowance, shutdown }
+        Self { temp, shares, allowance, audit, shutdown }
     }
 
     /// Ends it as a signal does.

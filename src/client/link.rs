@@ -10,6 +10,7 @@ use tokio::{
 };
 
 use super::{
+    audit::Audit,
     board::Board,
     dial::Dialer,
     jobs::Jobs,
@@ -31,6 +32,7 @@ pub(super) struct Link {
     pub(super) jobs: Jobs,
     pub(super) shares: watch::Receiver<Arc<Source>>,
     pub(super) standing: Standing,
+    pub(super) audit: Audit,
     pub(super) board: Arc<Board>,
     pub(super) shutdown: Shutdown,
 }
@@ -73,10 +75,11 @@ impl Link {
         let source = self.shares.borrow_and_update().clone();
         self.hello.allowed_roots = within(source.roots(), limits::HELLO_ROOTS_BYTES_MAX);
         self.hello.policy_digest = Some(Digest::from(source.policy().digest()));
+        self.hello.audit_head = Some(self.audit.head());
         let draining = self.shutdown.draining().clone();
         let opening = timeout(
             limits::WELCOME_WAIT,
-            Session::open(&self.dialer, self.hello.clone(), &self.board),
+            Session::open(&self.dialer, self.hello.clone(), self.audit.heads(), &self.board),
         );
         let opened = tokio::select! {
             opened = opening => opened.unwrap_or_else(|_| {
@@ -221,6 +224,7 @@ fn within(texts: Vec<String>, bytes_max: usize) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::{
+        audit_head::AuditHead,
         client::fake_server::{Client, FakeServer},
         ids::{AttemptId, Epoch, TransferId},
         transfer::{Consistency, FailReason},
@@ -280,7 +284,12 @@ mod tests {
         let mut last = Instant::now();
         for seq in 1..=20 {
             let beat = session.next().await;
-            let expected = FromClient::Heartbeat { seq, progress: vec![], jobs_max: Some(2) };
+            let expected = FromClient::Heartbeat {
+                seq,
+                progress: vec![],
+                jobs_max: Some(2),
+                audit_head: Some(AuditHead::NONE),
+            };
             assert_eq!(beat, Some(expected));
             let pause = last.elapsed().as_secs_f64();
             assert!((19.9..30.1).contains(&pause), "{pause}");

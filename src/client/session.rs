@@ -21,6 +21,7 @@ use super::{
     words::status_text,
 };
 use crate::{
+    audit_head::AuditHead,
     ids::{ClientId, SessionEpoch},
     limits,
     shutdown::Shutdown,
@@ -115,6 +116,8 @@ pub(super) struct Session {
     /// What is to be said, in order. While it is full, nothing is listened to.
     queue: VecDeque<FromClient>,
     seq: u64,
+    /// Where the client's audit stands.
+    audit: watch::Receiver<AuditHead>,
     heard: Instant,
     next_beat: Instant,
     malformed: u64,
@@ -142,6 +145,7 @@ impl Session {
     pub(super) async fn open(
         dialer: &Dialer,
         hello: Hello,
+        audit: watch::Receiver<AuditHead>,
         board: &Arc<Board>,
     ) -> Result<Self, End> {
         let channel = dialer.control().await;
@@ -171,6 +175,7 @@ impl Session {
                     inbound,
                     queue: VecDeque::new(),
                     seq: 0,
+                    audit,
                     heard: now,
                     next_beat: now,
                     malformed: 0,
@@ -330,6 +335,7 @@ impl Session {
             seq: self.seq,
             progress: jobs.progress(),
             jobs_max: Some(jobs.allowance().uploads_max()),
+            audit_head: Some(*self.audit.borrow()),
         });
     }
 

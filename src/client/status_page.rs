@@ -176,8 +176,8 @@ mod tests {
     use super::*;
     use crate::{
         client::{
-            allowance::Allowance, board::Facts, config::Shared, policy::Policy, shares::Shares,
-            state_dir::StateDir,
+            allowance::Allowance, audit::Audit, board::Facts, config::Shared, policy::Policy,
+            shares::Shares, state_dir::StateDir,
         },
         ids::SessionEpoch,
     };
@@ -191,9 +191,10 @@ mod tests {
         };
         let temp = tempfile::tempdir().expect("a directory");
         let state = StateDir::open(&temp.path().join("state")).expect("free");
+        let audit = Audit::open(&state).expect("opened");
         let policy = Policy::of_roots(vec!["/srv".parse().expect("a path")]);
         let shares = Shares::new(&Shared::Policy(policy), Arc::new(state));
-        Arc::new(Board::new(facts, shares.changes(), Allowance::new(None, 4)))
+        Arc::new(Board::new(facts, shares.changes(), Allowance::new(None, 4), audit))
     }
 
     fn status(method: &Method, path: &str, headers: &[(&'static str, &str)]) -> StatusCode {

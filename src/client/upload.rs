@@ -15,10 +15,11 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    audit::{self, Audit, Event},
     data_connection::DataConnections,
     disk_wait::DiskWait,
     pace::{Limiter, Pace, Paced},
-    policy::{Denied, signed::Asked},
+    policy::signed::Asked,
     reader::{self, Pool},
     resume::{Plan, Trails},
     source::{OpenFile, Source, SourceError},
@@ -52,6 +53,7 @@ pub(super) struct Uploader {
     instance: InstanceId,
     /// Shared by all of them.
     pace: Arc<Limiter>,
+    audit: Audit,
     /// Counts the threads that touch the disk, because a read that hangs outlives its attempt.
     readers: Arc<Semaphore>,
     /// What they read into.
@@ -68,11 +70,20 @@ impl Uploader {
         data: Arc<DataConnections>,
         instance: InstanceId,
         pace: Arc<Limiter>,
+        audit: Audit,
     ) -> Self {
-        let readers = Arc::new(Semaphore::new(limits::READERS_MAX));
-        let (buffers, trails) = (Pool::default(), Trails::default());
-        let (client, trusts_fingerprint) = (None, false);
-        Self { source, data, client, instance, pace, readers, buffers, trails, trusts_fingerprint }
+        Self {
+            source,
+            data,
+            client: None,
+            instance,
+            pace,
+            audit,
+            readers: Arc::new(Semaphore::new(limits::READERS_MAX)),
+            buffers: Pool::default(),
+            trails: Trails::default(),
+            trusts_fingerprint: false,
+        }
     }
 
     pub(super) fn of_client(self, client: ClientId) -> Self {
@@ -104,6 +115,7 @@ impl Uploader {
             ended = work => ended,
         };
         let report = Report { attempt, outcome, detail: bounded(detail, limits::DETAIL_BYTES_MAX) };
+        self.note_end(&report, progress);
         let (path, epoch) = (log_path(&progress.path), attempt.epoch.0);
         let (sent, detail) = (progress.sent.load(Ordering::Relaxed), report.detail.as_str());
         match outcome {
@@ -133,8 +145,14 @@ impl Uploader {
         };
         let (file, permit) = match self.open(command, permit).await {
             Ok(opened) => opened,
-            Err(err) => return (Outcome::Failed(err.reason()), err.to_string()),
+            Err(Unopened { err, why }) => {
+                progress.refused.get_or_init(|| why);
+                return (Outcome::Failed(err.reason()), err.to_string());
+            }
         };
+        if let Some(signer) = &file.signer {
+            progress.signer.get_or_init(|| signer.clone());
+        }
         if let Some((hold, pause)) = file.terms.held() {
             return held(hold, pause);
         }
@@ -144,15 +162,43 @@ impl Uploader {
             let detail = format!("it has {size} bytes; the server takes {}", command.size_max);
             return (Outcome::Failed(FailReason::TooLarge), detail);
         }
-        let Some(signer) = file.signer.clone() else {
-            return self.send(command, file, permit, progress).await;
+        let plan = self.plan(command, &file);
+        let serve = Event::Serve {
+            asked: progress.asked(),
+            size,
+            from: plan.kept.bytes(),
+            rule: file.terms.name.clone(),
         };
-        progress.signer.get_or_init(|| signer);
-        let ended = self.send(command, file, permit, progress).await;
-        if ended.0 == Outcome::Delivered {
+        if let Err(err) = self.audit.serve(serve).await {
+            return (Outcome::Failed(FailReason::Io), err.to_string());
+        }
+        progress.served.store(true, Ordering::Relaxed);
+        let is_signed = file.signer.is_some();
+        let ended = self.send(command, file, plan, permit, progress).await;
+        if is_signed && ended.0 == Outcome::Delivered {
             self.spend(command.attempt).await;
         }
         ended
+    }
+
+    /// Notes in the audit how an attempt has ended.
+    fn note_end(&self, report: &Report, progress: &Progress) {
+        let asked = progress.asked();
+        if progress.served.load(Ordering::Relaxed) {
+            return self.audit.note(Event::End {
+                asked,
+                outcome: audit::outcome(report.outcome),
+                sent: progress.sent.load(Ordering::Relaxed),
+                blake3: progress.digest.get().copied(),
+                detail: report.detail.clone(),
+            });
+        }
+        let why = progress.refused.get().cloned();
+        let why = why.unwrap_or_else(|| match report.detail.as_str() {
+            "" => audit::outcome(report.outcome),
+            detail => detail.to_owned(),
+        });
+        self.audit.note_some(Event::Refuse { asked, why });
     }
 
     /// Before anybody is told that it was delivered.
@@ -165,6 +211,19 @@ impl Uploader {
 
     /// Says what would become of a request for a path. It reads no byte.
     pub(super) async fn explain(&self, path: Result<RemotePath, IdError>) -> Explained {
+        let shown = path.as_ref().map(|path| path.as_str().to_owned()).unwrap_or_default();
+        let explained = self.look(path).await;
+        let (verdict, why) = match explained.verdict {
+            PathVerdict::Allowed => ("allowed", &explained.rule),
+            PathVerdict::Denied => ("denied", &explained.detail),
+            PathVerdict::Failed => ("failed", &explained.detail),
+        };
+        let (verdict, why) = (verdict.to_owned(), why.clone());
+        self.audit.note_some(Event::Explain { path: shown, verdict, why });
+        explained
+    }
+
+    async fn look(&self, path: Result<RemotePath, IdError>) -> Explained {
         let failed = |detail: &str| Explained {
             verdict: PathVerdict::Failed,
             rule: String::new(),
@@ -200,7 +259,7 @@ impl Uploader {
         &self,
         command: &Command,
         permit: OwnedSemaphorePermit,
-    ) -> Result<(OpenFile, OwnedSemaphorePermit), SourceError> {
+    ) -> Result<(OpenFile, OwnedSemaphorePermit), Unopened> {
         let (source, client) = (self.source.borrow().clone(), self.client.clone());
         let (opens, asked) = (Arc::clone(&source), command.clone());
         let opening = spawn_blocking(move || {
@@ -219,16 +278,10 @@ impl Uploader {
             Ok(opened) => opened.unwrap_or_else(|err| Err(SourceError::Io(err.into()))),
             Err(_) => Err(SourceError::Io(io::Error::new(io::ErrorKind::TimedOut, NO_ANSWER))),
         };
-        match &opened {
-            Err(SourceError::Denied(why)) => log_denied(&source, command, *why),
-            // The kernel does not say which of the two it was.
-            Err(SourceError::Unreadable { .. }) => tracing::warn!(
-                "if this user may read it, the sandbox does not let it: a restart helps, if what is \
-                 shared was mounted or replaced since the start"
-            ),
-            _ => {}
-        }
-        opened
+        opened.map_err(|err| {
+            let why = why_unopened(&source, command, &err);
+            Unopened { err, why: bounded(why, limits::DETAIL_BYTES_MAX) }
+        })
     }
 
     /// Decides where to begin.
@@ -260,10 +313,10 @@ impl Uploader {
         &self,
         command: &Command,
         file: OpenFile,
+        plan: Plan,
         permit: OwnedSemaphorePermit,
         progress: &Arc<Progress>,
     ) -> (Outcome, String) {
-        let plan = self.plan(command, &file);
         let header = self.header(command, &file, &plan);
         let (sender, receiver) = mpsc::channel(limits::CHUNKS_IN_FLIGHT_MAX);
         let decision = Arc::new(OnceLock::new());
@@ -335,14 +388,41 @@ const READS_HANG: &str = "too many reads of the client's disks hang";
 
 const NO_ANSWER: &str = "the client's disk did not answer in time";
 
-/// Only this log names what would do: the server learns nothing about what is outside.
-fn log_denied(source: &Source, command: &Command, why: Denied) {
-    let path = command.path.as_ref().ok().and_then(Option::as_ref);
-    let asked = path.map(RemotePath::as_str).unwrap_or_default();
-    let (path, why) = (log_path(asked), source.policy().explain(asked, why));
-    tracing::warn!(%path, "denied: {why}");
+/// A file that was not opened.
+struct Unopened {
+    err: SourceError,
+    /// For the site's own eyes.
+    why: String,
 }
 
+/// Logs why a file was not opened, and returns it. Only the log and the audit name what would do: the
+/// server learns nothing about what is outside.
+fn why_unopened(source: &Source, command: &Command, err: &SourceError) -> String {
+    match err {
+        SourceError::Denied(why) => {
+            let asked = asked_path(command);
+            let (path, why) = (log_path(asked), source.policy().explain(asked, *why));
+            tracing::warn!(%path, "denied: {why}");
+            return why;
+        }
+        // The kernel does not say which of the two it was.
+        SourceError::Unreadable { .. } => tracing::warn!(
+            "if this user may read it, the sandbox does not let it: a restart helps, if what is \
+             shared was mounted or replaced since the start"
+        ),
+        _ => {}
+    }
+    err.to_string()
+}
+
+/// Returns the path that was asked for; an empty one is of the default file, or is none.
+fn asked_path(command: &Command) -> &str {
+    let path = command.path.as_ref().ok().and_then(Option::as_ref);
+    path.map(RemotePath::as_str).unwrap_or_default()
+}
+
+#[cfg(all(test, feature = "server"))] // For the fake server.
+mod audited;
 #[cfg(all(test, feature = "server"))] // For the fake server.
 mod hangs;
 
@@ -506,6 +586,8 @@ mod tests {
         fs::File::create(&path).expect("made").set_len(size).expect("grown");
         let parse = |path: &std::path::Path| path.to_str().expect("text").parse().expect("a path");
         let state = StateDir::open(&temp.path().join("state")).expect("free");
+        let audit = Audit::open(&state).expect("opened");
+        audit.start();
         let source = Source::new(
             &Shared::Policy(crate::client::policy::Policy::of_roots(vec![parse(temp.path())])),
             Arc::new(state),
@@ -513,7 +595,7 @@ mod tests {
         let data = DataConnections::new(&server.dialer);
         let (instance, pace) = (InstanceId::generate(), Limiter::new(None));
         let sources = watch::Sender::new(Arc::new(source));
-        let uploader = Uploader::new(sources.subscribe(), data, instance, pace);
+        let uploader = Uploader::new(sources.subscribe(), data, instance, pace, audit);
         let command = Command {
             attempt: AttemptId { transfer: TransferId::generate(), epoch: Epoch(1) },
             path: Ok(Some(parse(&path))),

@@ -55,6 +55,30 @@ pub const AUDIT_READ_AHEAD: usize = 64;
 /// whatever was done to the clock meanwhile.
 pub const AUDIT_CLOCK_SLACK: Duration = Duration::from_secs(3600);
 
+// === The client's own audit ===
+
+/// A file of it is closed once it is as large as this …
+pub const CLIENT_AUDIT_FILE_BYTES: u64 = 8 << 20;
+/// … and so many closed ones are kept.
+pub const CLIENT_AUDIT_FILES_MAX: usize = 32;
+/// A line; a longer one in a file is none of ours.
+pub const CLIENT_AUDIT_LINE_BYTES_MAX: u64 = 64 << 10;
+/// What a crash may leave of the last lines, which is cut off. What is more is put aside.
+pub const CLIENT_AUDIT_TORN_BYTES_MAX: u64 = 1 << 20;
+/// Files to be served whose lines wait for the disk.
+pub const CLIENT_AUDIT_QUEUE_MAX: usize = 256;
+/// Refusals and questions of which a line is noted in a minute; the rest is only counted, because the
+/// server decides how many there are.
+pub const CLIENT_AUDIT_NOTES_PER_MINUTE: usize = 120;
+/// What nobody waits for is written after this, at once.
+pub const CLIENT_AUDIT_BATCH_WAIT: Duration = Duration::from_secs(1);
+/// A client that ends waits this long for its last lines.
+pub const CLIENT_AUDIT_END_WAIT: Duration = Duration::from_secs(2);
+
+/// A server notes where a client's audit stands not more often than this; the next heartbeat tells
+/// again.
+pub const CLIENT_AUDIT_NOTED_EVERY: Duration = Duration::from_millis(500);
+
 // === Quotas ===
 
 /// Requests for files that one operator may make in a minute, by default.

@@ -88,6 +88,12 @@ pub(super) async fn client(context: &Context, id: &ClientId) -> Result<(), Error
     if !client.policy_digest.is_empty() {
         pairs.push(("policy", client.policy_digest.clone()));
     }
+    if !client.audit_head.is_empty() {
+        pairs.push(("audit", client.audit_head.clone()));
+    }
+    if client.audit_back_time.is_some() {
+        pairs.push(("AUDIT WENT BACK", words::ago_or_dash(client.audit_back_time.as_ref())));
+    }
     pairs.extend(client.allowed_roots.into_iter().map(|root| ("allows", root)));
     print(context, &pairs).await
 }

@@ -86,6 +86,8 @@ pub(super) struct ClientView<'a> {
     active_transfers: u32,
     queued_transfers: u32,
     session_epoch: u64,
+    audit_head: Option<&'a str>,
+    audit_back_time: Option<String>,
 }
 
 /// A transfer, and what made it worth a line.
@@ -190,6 +192,8 @@ impl<'a> From<&'a proto::Client> for ClientView<'a> {
             active_transfers: c.active_transfers,
             queued_transfers: c.queued_transfers,
             session_epoch: c.session_epoch,
+            audit_head: Some(c.audit_head.as_str()).filter(|head| !head.is_empty()),
+            audit_back_time: rfc3339(c.audit_back_time.as_ref()),
         }
     }
 }
@@ -299,7 +303,7 @@ mod tests {
         let mut names: Vec<_> = json.as_object().expect("object").keys().collect();
         names.sort_unstable();
         let mut contract = "id presence last_seen connected_since first_seen host_name os version \
-            address allowed_roots policy_digest jobs_max active_transfers queued_transfers session_epoch"
+            address allowed_roots policy_digest jobs_max active_transfers queued_transfers session_epoch audit_head audit_back_time"
             .split_whitespace()
             .collect::<Vec<_>>();
         contract.sort_unstable();

@@ -225,7 +225,7 @@ impl Series {
 
     /// Returns the name of a closed file, by its first line.
     fn closed(self, first: Head) -> String {
-        let time: String = entry::time(first.at).chars().filter(|c| !"-:".contains(*c)).collect();
+        let time: String = first.at.rfc3339().chars().filter(|c| !"-:".contains(*c)).collect();
         let second = time.split('.').next().unwrap_or(&time);
         format!("{}-{second}Z-{}{SUFFIX}", self.name(), first.seq)
     }

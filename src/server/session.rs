@@ -22,6 +22,7 @@ use super::{
     sessions::Session,
 };
 use crate::{
+    audit_head::AuditHead,
     ids::{UnixMs, bounded},
     limits,
     status::Reason,
@@ -31,6 +32,7 @@ use crate::{
     },
 };
 
+mod audit_head;
 mod end;
 mod offers;
 mod quota;
@@ -54,11 +56,11 @@ pub async fn serve(
     Dialled { address, certificate, audited }: Dialled,
 ) {
     match open(&coordinator, &mut inbound, address, certificate.as_deref()).await {
-        Ok(session) => {
+        Ok((session, audit_head)) => {
             let span = crate::telemetry::session_span(&session.client, session.epoch);
             let mut link = Link::new(coordinator, session, audited, inbound, outbox);
             link.expires_at = certificate.map(|certificate| when(certificate.expires));
-            tracing::Instrument::instrument(link.run(), span).await;
+            tracing::Instrument::instrument(link.run(audit_head), span).await;
         }
         Err(err) => {
             if err.is_of_rights() {
@@ -76,7 +78,7 @@ async fn open(
     inbound: &mut Streaming<ClientMessage>,
     address: String,
     certificate: Option<&ClientCertificate>,
-) -> Result<Arc<Session>, Error> {
+) -> Result<(Arc<Session>, Option<AuditHead>), Error> {
     let first = timeout(limits::HELLO_WAIT, inbound.message()).await;
     let refused = |text: &str| Error::refused(Reason::OutOfOrder, text);
     let message = match first {
@@ -97,13 +99,14 @@ async fn open(
         return Err(Error::refused(Reason::WrongClient, text));
     }
     coordinator.check_standing(certificate).await?;
+    let audit_head = hello.audit_head;
     let session = coordinator.open_session(hello, address).await?;
     // Once more, now that a revocation would find the session.
     if let Err(err) = coordinator.check_standing(certificate).await {
         coordinator.close_session(&session).await?;
         return Err(err);
     }
-    Ok(session)
+    Ok((session, audit_head))
 }
 
 /// Returns the moment of a time of day, as far as it can be known now.
@@ -130,6 +133,8 @@ struct Link {
     /// When its certificate expires: then it must come with a new one.
     expires_at: Option<Instant>,
     quota: Quota,
+    /// Where the client's own audit stood when that was last noted, and when that was.
+    audit_head: Option<(AuditHead, Instant)>,
     _open: Ongoing,
 }
 
@@ -156,10 +161,11 @@ impl Link {
             silent_at,
             expires_at: None,
             quota: Quota::new(now),
+            audit_head: None,
         }
     }
 
-    async fn run(mut self) {
+    async fn run(mut self, audit_head: Option<AuditHead>) {
         tracing::info!(
             host = ?self.session.host_name, address = self.session.address,
             instance = self.session.instance.short(), "client connected"
@@ -170,6 +176,7 @@ impl Link {
             Detail::Host(self.session.host_name.clone()),
         ];
         self.audited.session(Action::SessionOpen, &about);
+        self.note_audit_head(audit_head).await;
         let end = match self.welcome() {
             Ok(()) => self.serve().await,
             Err(end) => end,
@@ -236,9 +243,10 @@ impl Link {
             FromClient::Hello(_) => {
                 Err(End::Refused(Error::refused(Reason::OutOfOrder, "a second Hello")))
             }
-            FromClient::Heartbeat { seq, progress, jobs_max } => {
+            FromClient::Heartbeat { seq, progress, jobs_max, audit_head } => {
                 self.answer(FromServer::HeartbeatAck { seq }).await?;
                 self.session.note_throttled(&progress);
+                self.note_audit_head(audit_head).await;
                 if jobs_max.is_some_and(|jobs_max| self.session.note_jobs_max(jobs_max)) {
                     self.act(None).await?;
                 }

@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    audit_head::AuditHead,
     ids::{ClientId, Digest, InstanceId, OperatorName, SessionEpoch, TransferId, UnixMs},
     transfer::{Moment, State, Step, StepError, Transfer},
 };
@@ -62,6 +63,10 @@ pub struct ClientRecord {
     pub active_transfers: u64,
     /// QUEUED, INTERRUPTED.
     pub queued_transfers: u64,
+    /// Where its own audit stood when it last said so.
+    pub audit_head: Option<AuditHead>,
+    /// When that had gone back.
+    pub audit_back: Option<UnixMs>,
 }
 
 /// What became of a new transfer.
@@ -186,6 +191,16 @@ pub trait Store: Send + Sync + 'static {
     /// Notes when clients were last seen. An earlier time than the noted one, or an unknown client,
     /// is ignored.
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError>;
+
+    /// Notes where the audit of a client stands, if `session` is its latest. Returns where it stood
+    /// before, if what it says now does not follow from that.
+    async fn note_audit_head(
+        &self,
+        client: &ClientId,
+        session: SessionEpoch,
+        head: AuditHead,
+        at: UnixMs,
+    ) -> Result<Option<AuditHead>, StoreError>;
 
     async fn client(&self, id: &ClientId) -> Result<Option<ClientRecord>, StoreError>;
 

@@ -110,6 +110,7 @@ pub enum WatchKind {
 pub(crate) mod samples {
     use super::*;
     use crate::{
+        audit_head::AuditHead,
         ids::{Epoch, InstanceId, SessionEpoch, TransferId},
         limits,
         rate::Rate,
@@ -216,6 +217,8 @@ pub(crate) mod samples {
                 last_seen: UnixMs(1_700_000_000_000),
                 active_transfers: 1,
                 queued_transfers: 2,
+                audit_head: Some(AuditHead::NONE),
+                audit_back: None,
             },
             presence: Presence::Online,
             last_seen: UnixMs(1_700_000_005_000),

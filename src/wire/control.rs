@@ -190,6 +190,8 @@ impl From<ClientView> for proto::Client {
             active_transfers: count(record.active_transfers),
             queued_transfers: count(record.queued_transfers),
             session_epoch: record.session_epoch.0,
+            audit_head: record.audit_head.map(|head| head.to_string()).unwrap_or_default(),
+            audit_back_time: record.audit_back.map(timestamp),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::{
+    audit_head::AuditHead,
     chunk::Prefix,
     ids::{AttemptId, ClientId, Digest, IdError, InstanceId, RemotePath, SessionEpoch},
     rate::{Rate, RateError},
@@ -48,6 +49,8 @@ pub enum FromClient {
         progress: Vec<UploadProgress>,
         /// How many commands the client takes at a time now; absent: as before.
         jobs_max: Option<u32>,
+        /// Where its own audit stands.
+        audit_head: Option<AuditHead>,
     },
     Reply {
         attempt: AttemptId,
@@ -85,6 +88,8 @@ pub struct Hello {
     pub allowed_roots: Vec<String>,
     /// Of the policy that says so.
     pub policy_digest: Option<Digest>,
+    /// Where the client's own audit stands.
+    pub audit_head: Option<AuditHead>,
     pub running: Vec<AttemptId>,
 }
 

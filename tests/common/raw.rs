@@ -47,6 +47,7 @@ pub fn hello(client: &str, instance: InstanceId) -> Hello {
         os: "test".to_owned(),
         allowed_roots: Vec::new(),
         policy_digest: None,
+        audit_head: None,
         running: Vec::new(),
     }
 }
@@ -97,7 +98,7 @@ impl RawSession {
     /// Says a heartbeat, and waits for its answer: all that was said before has been heard.
     pub async fn heard(&mut self, progress: Vec<UploadProgress>) {
         let seq = fastrand::u64(..);
-        self.say(FromClient::Heartbeat { seq, progress, jobs_max: None }).await;
+        self.say(FromClient::Heartbeat { seq, progress, jobs_max: None, audit_head: None }).await;
         while self.next().await != (FromServer::HeartbeatAck { seq }) {}
     }
 

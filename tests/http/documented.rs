@@ -37,7 +37,8 @@ async fn get_clients() {
 
     let digest = policy_digest(file);
     let version = (env!("CARGO_PKG_VERSION"), "VERSION");
-    let known = [(file, "FILE"), (&*digest, "DIGEST"), (&*os, "OS"), version];
+    let head = answer.json()["clients"][0]["audit_head"].as_str().expect("a head").to_owned();
+    let known = [(file, "FILE"), (&*digest, "DIGEST"), (&*os, "OS"), (&*head, "HEAD"), version];
     let expected = "\
 HTTP/1.1 200 OK
 content-type: application/json
@@ -49,7 +50,8 @@ date: DATE
 {\"clients\":[{\"id\":\"client-1\",\"presence\":\"ONLINE\",\"last_seen\":\"TIME\",\
 \"connected_since\":\"TIME\",\"first_seen\":\"TIME\",\"host_name\":\"test-host\",\"os\":\"OS\",\
 \"version\":\"VERSION\",\"address\":\"127.0.0.1:PORT\",\"allowed_roots\":[\"FILE\"],\
-\"policy_digest\":\"DIGEST\",\"jobs_max\":4,\"active_transfers\":0,\"queued_transfers\":0,\"session_epoch\":1}],\
+\"policy_digest\":\"DIGEST\",\"jobs_max\":4,\"active_transfers\":0,\"queued_transfers\":0,\"session_epoch\":1,\
+\"audit_head\":\"HEAD\"}],\
 \"next_page_token\":\"\"}\n";
     assert_eq!(normal(&answer, &known), expected);
     let one = get(server.address, "/clients/client-1").await.json();
@@ -159,7 +161,9 @@ async fn get_status_of_the_client() {
 
     let instance = answer.json()["instance"].as_str().expect("an instance").to_owned();
     let (digest, version) = (policy_digest(file), (env!("CARGO_PKG_VERSION"), "VERSION"));
-    let known = [(file, "FILE"), (&*digest, "DIGEST"), (&*instance, "INSTANCE"), version];
+    let head = answer.json()["audit"]["head"].as_str().expect("a head").to_owned();
+    let known =
+        [(file, "FILE"), (&*digest, "DIGEST"), (&*instance, "INSTANCE"), (&*head, "HEAD"), version];
     let got = normal(&answer, &known);
     let (head, page) = got.split_once("\n\n").expect("a body");
     assert_eq!(
@@ -179,6 +183,7 @@ date: DATE"
 \"server\":\"http://127.0.0.1:PORT\",\"default_file\":\"FILE\",\"allowed_roots\":[\"FILE\"],\
 \"policy_digest\":\"DIGEST\",\"sandbox\":{\"mode\":\"on\",\"landlock_abi\":null,\"files\":false,\
 \"network\":false,\"scope\":false,\"seccomp\":false,\"no_new_privs\":false},\
+\"audit\":{\"head\":\"HEAD\",\"writable\":true},\
 \"jobs_max\":4,\"session\":{\"connected\":true,\"epoch\":1,\"since\":\"TIME\"},\
 \"last_server_contact\":\"TIME\",\"last_error\":null,\"last_error_time\":null,";
     assert_eq!(page, expected);

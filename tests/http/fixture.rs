@@ -24,6 +24,7 @@ use tokio::task::JoinHandle;
 
 use crate::common::{
     http::Answer,
+    process::pause,
     raw::{RawSession, RawUpload, receipt, upload},
     server::TestServer,
 };
@@ -66,7 +67,10 @@ impl DemoClient {
         let status = client.status_address().expect("a page");
         let shutdown = Shutdown::new();
         let running = shutdown.spawn(client.run(shutdown.clone()));
-        server.online("client-1").await;
+        // It has said where its audit stands, and that is on record.
+        while server.online("client-1").await.audit_head.is_empty() {
+            pause();
+        }
         Self { file, status, shutdown, running, _dir: dir }
     }
 

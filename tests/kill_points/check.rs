@@ -1,7 +1,12 @@
 //! What must be true when all is over, whatever happened: each file is there, equal, once, on disk
 //! and on record, and nothing else is.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use sqlx::{Connection as _, SqliteConnection};
 
@@ -82,6 +87,52 @@ async fn records(stage: &Stage, landed: &mut BTreeSet<PathBuf>) -> sqlx::Result<
     }
     store.close().await?;
     Ok(wrong)
+}
+
+/// Returns of which files there is a byte at the server, or more, and no line in the client's audit;
+/// and whether its chain has a gap.
+pub fn unrecorded(stage: &Stage) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let audit = stage.state().join("audit");
+    if !audit.exists() {
+        let came = files_beneath(&stage.data().join("files")).into_iter();
+        let came = came.filter(|path| transfer_of(path).is_some() && holds_bytes(path));
+        return came.map(|path| format!("no audit, and {} came", path.display())).collect();
+    }
+    let mut verify = Command::new(env!("CARGO_BIN_EXE_fts-client"));
+    verify.args(["audit", "verify", "--state-dir"]).arg(stage.state());
+    let verified = verify.output().expect("it runs");
+    if !verified.status.success() {
+        let told = [verified.stdout, verified.stderr].concat();
+        wrong.push(format!("the audit: {}", String::from_utf8_lossy(&told)));
+    }
+    let mut served = BTreeSet::new();
+    for path in files_beneath(&audit) {
+        let text = fs::read(path).expect("to be read");
+        for line in text.split(|byte| *byte == b'\n') {
+            let Ok(line) = serde_json::from_slice::<serde_json::Value>(line) else { continue };
+            if line["event"] == "serve" {
+                served.insert(line["transfer"].as_str().expect("an id").to_owned());
+            }
+        }
+    }
+    for path in files_beneath(&stage.data().join("files")) {
+        let Some(transfer) = transfer_of(&path).filter(|_| holds_bytes(&path)) else { continue };
+        if !served.contains(&transfer) {
+            wrong.push(format!("{} came, and is not in the client's audit", path.display()));
+        }
+    }
+    wrong
+}
+
+/// Returns whose file, or partial file, it is.
+fn transfer_of(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?.split('.').next()?;
+    (name.len() == 36).then(|| name.to_owned())
+}
+
+fn holds_bytes(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0)
 }
 
 /// What the record says of the work that a file took.

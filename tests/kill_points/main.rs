@@ -1,6 +1,7 @@
 //! Nothing is lost, whichever call the power is cut at: the real programs under `strace`, which
 //! kills one of them at the n-th call of a kind, or lets that call fail; for every n. Then the
-//! program is started again as if nothing had been, and each file must be there, equal, once.
+//! program is started again as if nothing had been, and each file must be there, equal, once; and of
+//! each file of which a byte has left there is a line in the client's audit, which is whole.
 //!
 //! ```text
 //! dry run: which calls there are, on which file, how many ──► a point for each n

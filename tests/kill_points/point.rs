@@ -108,6 +108,11 @@ impl Site {
         name.starts_with("data/files") || name.starts_with("shared/")
     }
 
+    /// Whether it is about the client's own audit.
+    pub fn is_of_audit(&self) -> bool {
+        matches!(&self.place, Place::File(name) if name.starts_with("state/audit/"))
+    }
+
     /// Whether it is about what is kept of a file that is received.
     pub fn is_of_partial(&self) -> bool {
         matches!(&self.place, Place::File(name) if name.starts_with("data/files/partial/"))

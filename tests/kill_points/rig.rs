@@ -132,6 +132,8 @@ impl Rig {
         let traced = self.under(&mut stage, point.program, &strace);
         let hit = hit(point, traced.ended, &traced.calls);
         let mut problems: Vec<_> = misconduct(point, hit, &traced).into_iter().collect();
+        // Before anybody goes on: what has left must be on record now.
+        problems.extend(check::unrecorded(&stage));
         let Traced { pulled, calls, other, .. } = traced;
         if let Some(call) = trace::synced_again(&calls).filter(|_| may_not_sync_again(point)) {
             problems.push(format!("synced again after that failed: {call:?}"));
@@ -140,6 +142,7 @@ impl Rig {
             problems.push(format!("without strace: {why}"));
         }
         problems.extend(self.runtime.block_on(check::problems(&stage)));
+        problems.extend(check::unrecorded(&stage));
         if problems.is_empty() {
             problems.extend(self.misworked(found, &stage, point, hit));
         }
@@ -313,7 +316,8 @@ fn hit(point: &Point, ended: Option<ExitStatus>, calls: &[Call]) -> Option<usize
 /// has lost nothing; and SQLite syncs its log once more before it moves what was committed, and so
 /// synced, before.
 fn may_not_sync_again(point: &Point) -> bool {
-    point.site.is_of_files() && matches!(point.fault, Fault::Io | Fault::Full)
+    let must_last = point.site.is_of_files() || point.site.is_of_audit();
+    must_last && matches!(point.fault, Fault::Io | Fault::Full)
 }
 
 /// Whether the large file must not be COMPLETE by the attempt that met this: its data or its name

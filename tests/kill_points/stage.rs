@@ -114,6 +114,8 @@ impl Stage {
     pub fn copy(&self) -> Self {
         let copy = Self::empty(&self.shared, self.plan.clone(), self.start);
         copy_dir(&self.data(), &copy.data());
+        // What was served is on record there.
+        copy_dir(&self.state(), &copy.state());
         Self { ids: self.ids.clone(), ..copy }
     }
 
@@ -123,6 +125,11 @@ impl Stage {
 
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The client's.
+    pub fn state(&self) -> PathBuf {
+        self.path("state")
     }
 
     pub fn data(&self) -> PathBuf {
@@ -178,7 +185,7 @@ impl Stage {
     }
 
     pub fn start_client(&self, tracer: Option<&Tracer>, more: &[&str]) -> Process {
-        let (state, url) = (self.path("state"), self.url());
+        let (state, url) = (self.state(), self.url());
         let args = [
             "--server",
             &url,

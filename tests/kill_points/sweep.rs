@@ -57,7 +57,7 @@ pub fn sweep(test: &str, program: Program, fault: Fault, starts: &[Start]) {
 fn sample(points: &[Point], start: Start) -> Vec<&Point> {
     let sites = points.chunk_by(|one, next| one.site == next.site);
     let (about, others): (Vec<_>, Vec<_>) = sites.partition(|points| match start {
-        Start::Queued => points[0].site.is_of_files(),
+        Start::Queued => points[0].site.is_of_files() || points[0].site.is_of_audit(),
         Start::Breaking => points[0].site.is_of_partial(),
         Start::Empty | Start::Cut | Start::Published => false,
     });

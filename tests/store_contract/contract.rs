@@ -9,6 +9,7 @@ use std::{
 };
 
 use fts::{
+    audit_head::AuditHead,
     ids::{Epoch, InstanceId, SessionEpoch, TransferId},
     limits,
     rate::Rate,
@@ -47,6 +48,7 @@ macro_rules! promises {
 promises!(
     a_client_is_unknown_until_its_first_session,
     a_session_raises_the_epoch_and_notes_what_the_client_said,
+    an_audit_that_goes_back_is_told_once_and_stays_on_record,
     clients_are_listed_by_id,
     last_seen_never_goes_back,
     a_client_record_counts_its_unfinished_transfers,
@@ -114,6 +116,37 @@ async fn a_session_raises_the_epoch_and_notes_what_the_client_said(store: Arc<dy
     assert_eq!(record.opening, second);
     assert_eq!(record.session_epoch, second_epoch);
     assert_eq!((record.first_seen, record.last_seen), (at(5), at(9)));
+}
+
+async fn an_audit_that_goes_back_is_told_once_and_stays_on_record(store: Arc<dyn Store>) {
+    let head = |seq: u64, of: &str| format!("{seq}:{}", blake3::hash(of.as_bytes())).parse();
+    let head = |seq, of| head(seq, of).expect("a head");
+    let opening = opening(&client(1), InstanceId::generate());
+    let older = store.open_session(&opening, at(1)).await.unwrap();
+    let session = store.open_session(&opening, at(2)).await.unwrap();
+    let note = async |session, head: AuditHead, at_ms| {
+        store.note_audit_head(&client(1), session, head, at(at_ms)).await.unwrap()
+    };
+    let record = async || {
+        let record = store.client(&client(1)).await.unwrap().unwrap();
+        (record.audit_head, record.audit_back)
+    };
+
+    assert_eq!(note(session, head(5, "five"), 3).await, None);
+    assert_eq!(note(session, head(5, "five"), 4).await, None);
+    assert_eq!(note(session, head(9, "nine"), 5).await, None);
+    // What an older session still says is out of date.
+    assert_eq!(note(older, head(5, "five"), 6).await, None);
+    assert_eq!(record().await, (Some(head(9, "nine")), None));
+
+    assert_eq!(note(session, head(9, "other"), 7).await, Some(head(9, "nine")));
+    assert_eq!(record().await, (Some(head(9, "other")), Some(at(7))));
+    assert_eq!(note(session, head(2, "two"), 8).await, Some(head(9, "other")));
+    assert_eq!(note(session, head(3, "three"), 9).await, None);
+
+    // A new session forgets neither.
+    store.open_session(&opening, at(10)).await.unwrap();
+    assert_eq!(record().await, (Some(head(3, "three")), Some(at(8))));
 }
 
 async fn clients_are_listed_by_id(store: Arc<dyn Store>) {

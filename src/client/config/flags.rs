@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
 use super::{GenerateFile, JoinFlags};
+use crate::audit_head::AuditHead;
 
 /// Delivers files of this machine to an fts-server, which asks for them.
 ///
@@ -56,6 +57,37 @@ pub enum CliCommand {
     /// What a server may read here.
     #[command(subcommand)]
     Policy(PolicyCommand),
+    /// What was asked for, served and refused here, by whom: this client's own audit.
+    #[command(subcommand)]
+    Audit(AuditCommand),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Shows each line, oldest first. The client may run meanwhile.
+    Show(AuditShow),
+    /// Follows the lines from the first to the last: each must follow from the one before it. Exit
+    /// codes: 0 whole, 1 not, or not to be read.
+    Verify(AuditVerify),
+}
+
+#[derive(Debug, Args)]
+pub struct AuditShow {
+    /// The lines as they are written: JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub flags: Flags,
+}
+
+#[derive(Debug, Args)]
+pub struct AuditVerify {
+    /// The line that the server was told of last, as NUMBER:HASH: fts client NAME, on the operator's
+    /// side, shows it. It must be there, and be that one.
+    #[arg(long, value_name = "HEAD")]
+    pub head: Option<AuditHead>,
+    #[command(flatten)]
+    pub flags: Flags,
 }
 
 #[derive(Debug, Subcommand)]

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use crate::{
-    client::pace::Held,
+    client::{audit::Asked, pace::Held},
     ids::{AttemptId, Digest},
     wire::session::Command,
 };
@@ -26,6 +26,10 @@ pub(in crate::client) struct Progress {
     pub(super) digest: OnceLock<Digest>,
     /// Who signed the request, once that is known.
     pub(super) signer: OnceLock<String>,
+    /// The audit has a line that it is served.
+    pub(super) served: AtomicBool,
+    /// Why it was not opened, for the site's own eyes.
+    pub(super) refused: OnceLock<String>,
 }
 
 impl Progress {
@@ -40,6 +44,18 @@ impl Progress {
             throttled: AtomicBool::new(false),
             digest: OnceLock::new(),
             signer: OnceLock::new(),
+            served: AtomicBool::new(false),
+            refused: OnceLock::new(),
+        }
+    }
+
+    /// Returns what was asked for, for the audit.
+    pub(super) fn asked(&self) -> Asked {
+        Asked {
+            transfer: self.attempt.transfer,
+            epoch: self.attempt.epoch.0,
+            path: self.path.clone(),
+            signer: self.signer.get().cloned(),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
-use super::entry::{Action, time};
+use super::entry::Action;
 use crate::{
     ids::{ClientId, InstanceId, OperatorName, SessionEpoch, TransferId, UnixMs, bounded},
     limits,
@@ -109,7 +109,7 @@ impl Serialize for Detail {
             Self::Ttl(ttl) => serializer.serialize_u64(ttl.as_secs()),
             Self::Instance(instance) => serializer.serialize_str(&instance.short()),
             Self::Session(epoch) => serializer.serialize_u64(epoch.0),
-            Self::Expires(at) => serializer.serialize_str(&time(*at)),
+            Self::Expires(at) => serializer.serialize_str(&at.rfc3339()),
             Self::Bytes(number) | Self::Offset(number) => serializer.serialize_u64(*number),
             Self::LeftOut(counts) => serializer
                 .collect_map(counts.iter().map(|(action, count)| (action.as_str(), count))),

@@ -1,10 +1,7 @@
 //! One entry of the audit, and the line that it is: a JSON object of printable characters, whatever
 //! the texts in it are.
 
-use std::{
-    fmt::{self, Write as _},
-    time::{Duration, UNIX_EPOCH},
-};
+use std::fmt::{self, Write as _};
 
 use serde::{Serialize, Serializer};
 
@@ -99,6 +96,8 @@ actions! {
     ClientApprove = "client.approve";
     ClientRevoke = "client.revoke";
     ClientDelete = "client.delete";
+    // The client's own audit lacks what the client had told of, or has something else in its place.
+    ClientAuditBack = "client.audit_back";
     OperatorCreate = "operator.create";
     OperatorRotate = "operator.rotate";
     OperatorRevoke = "operator.revoke";
@@ -196,7 +195,7 @@ impl Entry {
         let line = Line {
             seq,
             log: Some(series.name()).filter(|_| series != Series::Actions),
-            time: time(self.at),
+            time: self.at.rfc3339(),
             actor: self.actor.kind(),
             name: self.actor.name(),
             from: Some(self.from.as_str()).filter(|from| !from.is_empty()),
@@ -251,16 +250,6 @@ impl Serialize for Target<'_> {
     }
 }
 
-/// RFC 3339, in UTC, with milliseconds.
-pub(super) fn time(at: UnixMs) -> String {
-    // What the format has no year for is its last moment.
-    let ms = u64::try_from(at.0).unwrap_or(0).min(LAST_MS);
-    humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
-}
-
-/// 9999-12-31T23:59:59.999Z.
-const LAST_MS: u64 = 253_402_300_799_999;
-
 /// Writes a JSON text so that it stays one line, and shows what it is: outside of strings it has
 /// none of the characters that are escaped here.
 pub(super) fn write_printable(json: &str, to: &mut String) {
@@ -295,7 +284,7 @@ fn is_unprintable(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
 
     use proptest::prelude::*;
     use serde_json::{Value, json};
@@ -403,8 +392,8 @@ mod tests {
 
     #[test]
     fn a_time_that_has_no_year_is_written_all_the_same() {
-        assert_eq!(time(UnixMs(i64::MAX)), "9999-12-31T23:59:59.999Z");
-        assert_eq!(time(UnixMs(i64::MIN)), "1970-01-01T00:00:00.000Z");
+        assert_eq!(UnixMs(i64::MAX).rfc3339(), "9999-12-31T23:59:59.999Z");
+        assert_eq!(UnixMs(i64::MIN).rfc3339(), "1970-01-01T00:00:00.000Z");
     }
 
     /// Texts of what has a meaning to a terminal, to JSON, or to whoever splits lines.

@@ -252,7 +252,7 @@ mod tests {
     const OLD: i64 = 1_000_000_000_000;
 
     fn line(seq: u64, at: i64) -> String {
-        format!(r#"{{"seq":{seq},"time":"{}"}}"#, entry::time(UnixMs(at)))
+        format!(r#"{{"seq":{seq},"time":"{}"}}"#, UnixMs(at).rfc3339())
     }
 
     fn data_dir(files: &[(&str, &str)]) -> tempfile::TempDir {

@@ -1,10 +1,7 @@
 //! Transfers and clients as JSON: absent fields are left out, times are RFC 3339, numbers have
 //! their unit in their name.
 
-use std::{
-    borrow::Cow,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     http::header::CONTENT_TYPE,
@@ -170,6 +167,10 @@ pub(super) struct ClientJson<'a> {
     active_transfers: u64,
     queued_transfers: u64,
     session_epoch: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit_head: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    audit_back_time: Option<Time>,
 }
 
 impl<'a> From<&'a ClientView> for ClientJson<'a> {
@@ -196,23 +197,20 @@ impl<'a> From<&'a ClientView> for ClientJson<'a> {
             active_transfers: record.active_transfers,
             queued_transfers: record.queued_transfers,
             session_epoch: record.session_epoch.0,
+            audit_head: record.audit_head.map(|head| head.to_string()),
+            audit_back_time: record.audit_back.map(Time),
         }
     }
 }
 
-/// RFC 3339, UTC, with milliseconds.
+/// In RFC 3339.
 struct Time(UnixMs);
 
 impl Serialize for Time {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        // The format has years 1970 to 9999 only.
-        let ms = u64::try_from(self.0.0).unwrap_or(0).min(YEAR_9999_END_MS);
-        let at = UNIX_EPOCH + Duration::from_millis(ms);
-        serializer.collect_str(&humantime::format_rfc3339_millis(at))
+        serializer.serialize_str(&self.0.rfc3339())
     }
 }
-
-const YEAR_9999_END_MS: u64 = 253_402_300_799_999;
 
 fn millis(wait: Duration) -> u64 {
     u64::try_from(wait.as_millis()).unwrap_or(u64::MAX)

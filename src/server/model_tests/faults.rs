@@ -10,6 +10,7 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
+    audit_head::AuditHead,
     ids::{ClientId, SessionEpoch, TransferId, UnixMs},
     server::{
         landing::{Disk, RealDisk, Space},
@@ -221,6 +222,16 @@ impl Store for FaultyStore {
         at: UnixMs,
     ) -> Result<SessionEpoch, StoreError> {
         call!(self, open_session(opening, at))
+    }
+
+    async fn note_audit_head(
+        &self,
+        client: &ClientId,
+        session: SessionEpoch,
+        head: AuditHead,
+        at: UnixMs,
+    ) -> Result<Option<AuditHead>, StoreError> {
+        call!(self, note_audit_head(client, session, head, at))
     }
 
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError> {

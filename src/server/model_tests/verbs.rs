@@ -142,6 +142,7 @@ impl World {
             os: String::new(),
             allowed_roots: Vec::new(),
             policy_digest: None,
+            audit_head: None,
             running: running.clone(),
         };
         let session = match self.server().open_session(hello, String::new()).await {

@@ -15,6 +15,7 @@ use super::{
     last_of_attempt,
 };
 use crate::{
+    audit_head::AuditHead,
     ids::{AttemptId, ClientId, OperatorName, SessionEpoch, TransferId, UnixMs},
     limits,
     token::TokenId,
@@ -127,11 +128,30 @@ impl Store for MemoryStore {
                 last_seen: at,
                 active_transfers: 0,
                 queued_transfers: 0,
+                audit_head: None,
+                audit_back: None,
             });
         record.opening = opening.clone();
         record.session_epoch.0 += 1;
         record.last_seen = record.last_seen.max(at);
         Ok(record.session_epoch)
+    }
+
+    async fn note_audit_head(
+        &self,
+        client: &ClientId,
+        session: SessionEpoch,
+        head: AuditHead,
+        at: UnixMs,
+    ) -> Result<Option<AuditHead>, StoreError> {
+        let mut records = self.records();
+        let record = records.clients.get_mut(client);
+        let Some(record) = record.filter(|record| record.session_epoch == session) else {
+            return Ok(None);
+        };
+        let before = record.audit_head.replace(head).filter(|before| !before.may_become(head));
+        record.audit_back = before.map(|_| at).or(record.audit_back);
+        Ok(before)
     }
 
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError> {

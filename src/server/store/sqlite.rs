@@ -17,6 +17,7 @@ use super::{
     StoreError, TransferFilter, Usage,
 };
 use crate::{
+    audit_head::AuditHead,
     ids::{ClientId, SessionEpoch, TransferId, UnixMs},
     limits,
     transfer::{Moment, State, Step, Transfer},
@@ -138,6 +139,17 @@ impl Store for SqliteStore {
         at: UnixMs,
     ) -> Result<SessionEpoch, StoreError> {
         self.writer.write(clients::OpenSession { opening: opening.clone(), at }).await
+    }
+
+    async fn note_audit_head(
+        &self,
+        client: &ClientId,
+        session: SessionEpoch,
+        head: AuditHead,
+        at: UnixMs,
+    ) -> Result<Option<AuditHead>, StoreError> {
+        let note = clients::NoteAuditHead { client: client.clone(), session, head, at };
+        self.writer.write(note).await
     }
 
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError> {

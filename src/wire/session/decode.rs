@@ -7,6 +7,7 @@ use super::{
     Report, Resume, Upload, UploadProgress, Verdict, WireError,
 };
 use crate::{
+    audit_head::AuditHead,
     chunk::{Prefix, Value},
     ids::{AttemptId, Digest, Epoch, InstanceId, SessionEpoch, bounded},
     limits,
@@ -46,6 +47,7 @@ impl TryFrom<proto::ClientMessage> for FromClient {
                     seq: beat.seq,
                     progress: progress.collect::<Result<_, WireError>>()?,
                     jobs_max: beat.jobs_max.map(|jobs| jobs.min(limits::JOBS_MAX)),
+                    audit_head: beat.audit_head.map(AuditHead::try_from).transpose()?,
                 }
             }
             Body::Reply(reply) => {
@@ -104,8 +106,17 @@ impl TryFrom<proto::Hello> for Hello {
             os: label(hello.os),
             allowed_roots: roots.map(|root| bounded(root, limits::PATH_BYTES_MAX)).collect(),
             policy_digest,
+            audit_head: hello.audit_head.map(AuditHead::try_from).transpose()?,
             running: running.map(|attempt| Some(attempt).try_into()).collect::<Result<_, _>>()?,
         })
+    }
+}
+
+impl TryFrom<proto::AuditHead> for AuditHead {
+    type Error = WireError;
+
+    fn try_from(head: proto::AuditHead) -> Result<Self, WireError> {
+        Ok(Self { seq: head.seq, hash: Digest::from_bytes(&head.hash)? })
     }
 }
 
@@ -338,7 +349,12 @@ mod tests {
             let body = Some(proto::client_message::Body::Heartbeat(beat));
             FromClient::try_from(proto::ClientMessage { body })
         };
-        let heard = |jobs_max| FromClient::Heartbeat { seq: 0, progress: Vec::new(), jobs_max };
+        let heard = |jobs_max| FromClient::Heartbeat {
+            seq: 0,
+            progress: Vec::new(),
+            jobs_max,
+            audit_head: None,
+        };
         assert_eq!(says(None), Ok(heard(None)));
         assert_eq!(says(Some(7)), Ok(heard(Some(7))));
         assert_eq!(says(Some(u32::MAX)), Ok(heard(Some(limits::JOBS_MAX))));

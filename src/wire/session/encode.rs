@@ -9,6 +9,7 @@ use super::{
     Resume, Upload, UploadProgress, Verdict,
 };
 use crate::{
+    audit_head::AuditHead,
     ids::AttemptId,
     rate::Rate,
     transfer::{Consistency, Delivered, FailReason, Fingerprint, Hold},
@@ -18,6 +19,12 @@ use crate::{
 impl From<AttemptId> for proto::Attempt {
     fn from(id: AttemptId) -> Self {
         Self { transfer_id: id.transfer.to_string(), epoch: id.epoch.0 }
+    }
+}
+
+impl From<AuditHead> for proto::AuditHead {
+    fn from(head: AuditHead) -> Self {
+        Self { seq: head.seq, hash: Bytes::copy_from_slice(head.hash.as_bytes()) }
     }
 }
 
@@ -84,9 +91,10 @@ impl From<FromClient> for proto::ClientMessage {
         use proto::client_message::Body;
         let body = match message {
             FromClient::Hello(hello) => Some(Body::Hello(hello.into())),
-            FromClient::Heartbeat { seq, progress, jobs_max } => {
+            FromClient::Heartbeat { seq, progress, jobs_max, audit_head } => {
                 let progress = progress.into_iter().map(Into::into).collect();
-                Some(Body::Heartbeat(proto::Heartbeat { seq, progress, jobs_max }))
+                let audit_head = audit_head.map(Into::into);
+                Some(Body::Heartbeat(proto::Heartbeat { seq, progress, jobs_max, audit_head }))
             }
             FromClient::Reply { attempt, verdict } => {
                 let verdict = proto::command_reply::Verdict::from(verdict).into();
@@ -127,6 +135,7 @@ impl From<Hello> for proto::Hello {
                 .policy_digest
                 .map(|digest| Bytes::copy_from_slice(digest.as_bytes()))
                 .unwrap_or_default(),
+            audit_head: hello.audit_head.map(Into::into),
             running: hello.running.into_iter().map(Into::into).collect(),
         }
     }

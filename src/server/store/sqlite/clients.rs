@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, QueryBuilder, SqliteConnection, SqlitePool};
 
 use super::{rows, writer::Verb};
 use crate::{
+    audit_head::AuditHead,
     ids::{ClientId, SessionEpoch, UnixMs},
     server::store::{ClientRecord, SessionOpening, StoreError},
 };
@@ -35,6 +36,41 @@ impl Verb for NoteSeen {
 
     async fn run(&self, tx: &mut SqliteConnection) -> Result<(), StoreError> {
         note_seen(tx, &self.0).await
+    }
+}
+
+/// Notes where the audit of a client stands; returns where it stood, if it has gone back.
+pub(super) struct NoteAuditHead {
+    pub(super) client: ClientId,
+    pub(super) session: SessionEpoch,
+    pub(super) head: AuditHead,
+    pub(super) at: UnixMs,
+}
+
+#[async_trait]
+impl Verb for NoteAuditHead {
+    type Done = Option<AuditHead>;
+
+    async fn run(&self, tx: &mut SqliteConnection) -> Result<Option<AuditHead>, StoreError> {
+        let Self { client, session, head, at } = self;
+        let known = "SELECT audit_head FROM clients WHERE id = $1 AND session_epoch = $2";
+        let known = sqlx::query(known).bind(client.as_str()).bind(rows::big(session.0)?);
+        let Some(row) = known.fetch_optional(&mut *tx).await? else { return Ok(None) };
+        let known: Option<AuditHead> = rows::word_or_none(&row, "audit_head")?;
+        if known == Some(*head) {
+            return Ok(None);
+        }
+        let back = known.filter(|known| !known.may_become(*head));
+        sqlx::query(
+            "UPDATE clients SET audit_head = $2, audit_back_ms = coalesce($3, audit_back_ms)
+             WHERE id = $1",
+        )
+        .bind(client.as_str())
+        .bind(head.to_string())
+        .bind(back.map(|_| at.0))
+        .execute(tx)
+        .await?;
+        Ok(back)
     }
 }
 

@@ -137,6 +137,8 @@ pub(super) fn client(row: &SqliteRow) -> Result<ClientRecord, StoreError> {
         last_seen: UnixMs(column(row, "last_seen_ms")?),
         active_transfers: number(row, "active_transfers")?,
         queued_transfers: number(row, "queued_transfers")?,
+        audit_head: word_or_none(row, "audit_head")?,
+        audit_back: column::<Option<i64>>(row, "audit_back_ms")?.map(UnixMs),
     })
 }
 
@@ -173,7 +175,7 @@ pub(super) fn word<T: DeserializeOwned>(
     word_or_none(row, name)?.ok_or_else(|| damaged(name, &"it is missing"))
 }
 
-fn word_or_none<T: DeserializeOwned>(
+pub(super) fn word_or_none<T: DeserializeOwned>(
     row: &SqliteRow,
     name: &'static str,
 ) -> Result<Option<T>, StoreError> {

@@ -1,0 +1,316 @@
+//! The files of the audit: appends lines, closes a file that is full, removes the oldest, and finds
+//! its way back after a crash or a failed call. It blocks.
+
+use std::{
+    fs::File,
+    io::{self, BufRead as _, BufReader, Read as _},
+    os::{
+        fd::OwnedFd,
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, Mode, OFlags, RenameFlags},
+    io::Errno,
+};
+
+use super::line::{self, Event, LineError, Link};
+use crate::{audit_head::AuditHead, client::state_dir::StateDir, ids::UnixMs, limits};
+
+/// In the state directory.
+const DIRECTORY: &str = "audit";
+pub(super) const CURRENT: &str = "audit.jsonl";
+const OPEN_DIR: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// How large a file may be, and how many closed ones are kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) file_bytes: u64,
+    pub(super) files_max: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Log {
+    dir: OwnedFd,
+    bounds: Bounds,
+    /// Of the last line on stable storage.
+    head: AuditHead,
+    /// `None` after a call has failed: then nobody knows what is in the file, or whether its
+    /// descriptor would tell.
+    current: Option<Current>,
+    /// What is known of the file to which was last written.
+    known: Option<Known>,
+    /// What the next lines say of what was done to the files.
+    notices: Vec<Event>,
+}
+
+#[derive(Debug)]
+struct Current {
+    file: File,
+    known: Known,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    id: (u64, u64),
+    /// What is on stable storage.
+    len: u64,
+    /// The number of its first line; without a line, of the one that comes first.
+    first: u64,
+}
+
+impl Log {
+    /// Opens the files, makes the first one if there is none, and finds the last good line.
+    pub(super) fn open(state_dir: &StateDir, bounds: Bounds) -> io::Result<Self> {
+        let state = state_dir.fd()?;
+        match rustix::fs::mkdirat(state, DIRECTORY, Mode::RWXU) {
+            // Its own name is to outlive a crash too.
+            Ok(()) => rustix::fs::fsync(state)?,
+            Err(Errno::EXIST) => {}
+            Err(err) => return Err(err.into()),
+        }
+        let dir = rustix::fs::openat(state, DIRECTORY, OPEN_DIR, Mode::empty())?;
+        let (current, known, notices) = (None, None, Vec::new());
+        let mut log = Self { dir, bounds, head: AuditHead::NONE, current, known, notices };
+        // Without a closed file nobody knows what the first line of the current one follows from.
+        let before = log.last_closed()?;
+        log.head = before.unwrap_or(AuditHead::NONE);
+        log.current = Some(log.open_current(before)?);
+        Ok(log)
+    }
+
+    /// Returns the last line that is on stable storage.
+    pub(super) fn head(&self) -> AuditHead {
+        self.head
+    }
+
+    /// Writes lines; when this returns, they are on stable storage. After an error some of them may
+    /// be in the file until the next call, which cuts them off: a sync that failed is never tried
+    /// again, because the next one may succeed and mean nothing.
+    pub(super) fn append(&mut self, events: &[Event]) -> io::Result<()> {
+        let mut current = match self.current.take() {
+            Some(current) if self.is_in_place(&current)? => current,
+            _ => self.open_current(Some(self.head))?,
+        };
+        if current.known.len >= self.bounds.file_bytes {
+            self.close_file(&current)?;
+            current = self.open_current(Some(self.head))?;
+            self.remove_oldest()?;
+        }
+        let (mut lines, mut head, now) = (String::new(), self.head, UnixMs::now());
+        for event in self.notices.iter().chain(events) {
+            head = line::write(event, head, now, &mut lines);
+        }
+        current.file.write_all_at(lines.as_bytes(), current.known.len)?;
+        current.file.sync_data()?;
+        current.known.len += lines.len() as u64;
+        self.head = head;
+        self.notices.clear();
+        self.known = Some(current.known);
+        self.current = Some(current);
+        Ok(())
+    }
+
+    /// Whether the file still has its name: somebody may have moved or removed it, and then lines
+    /// in it are lost.
+    fn is_in_place(&self, current: &Current) -> io::Result<bool> {
+        match rustix::fs::statat(&self.dir, CURRENT, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok((stat.st_dev, stat.st_ino) == current.known.id),
+            Err(Errno::NOENT) => Ok(false),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    /// Opens the current file anew, whose first line follows from `before`, if that is known; and
+    /// cuts what is not known to be whole and on stable storage.
+    fn open_current(&mut self, before: Option<AuditHead>) -> io::Result<Current> {
+        for _ in 0..limits::OPEN_TRIES_MAX {
+            let file = self.open_or_make()?;
+            let metadata = file.metadata()?;
+            let id = (metadata.dev(), metadata.ino());
+            let known = match self.known {
+                Some(known) if known.id == id && known.len <= metadata.size() => known,
+                _ => {
+                    let found = follow(&file, before)?;
+                    let rest = metadata.size().saturating_sub(found.len);
+                    if found.goes_on || rest > limits::CLIENT_AUDIT_TORN_BYTES_MAX {
+                        // No crash leaves that: whatever it is, it is kept.
+                        self.put_aside()?;
+                        continue;
+                    }
+                    if rest > 0 {
+                        self.notices.push(Event::Torn { bytes: rest });
+                    }
+                    self.head = found.head;
+                    let first = found.first.unwrap_or(found.head.seq + 1);
+                    Known { id, len: found.len, first }
+                }
+            };
+            if metadata.size() > known.len {
+                rustix::fs::ftruncate(&file, known.len)?;
+            }
+            // Whoever made it, or was to sync its name before.
+            rustix::fs::fsync(&self.dir)?;
+            self.known = Some(known);
+            return Ok(Current { file, known });
+        }
+        Err(io::Error::other("the file of the audit is replaced again and again"))
+    }
+
+    fn open_or_make(&self) -> io::Result<File> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mode = Mode::RUSR | Mode::WUSR;
+        let fd = rustix::fs::openat(&self.dir, CURRENT, flags | OFlags::NONBLOCK, mode)?;
+        Ok(fd.into())
+    }
+
+    /// Returns the last line of the last closed file.
+    fn last_closed(&self) -> io::Result<Option<AuditHead>> {
+        let Some(last) = closed(&self.dir)?.pop() else { return Ok(None) };
+        let found = follow(&open(&self.dir, &last)?, None)?;
+        Ok(found.first.map(|_| found.head))
+    }
+
+    fn close_file(&self, current: &Current) -> io::Result<()> {
+        let name = closed_name(current.known.first);
+        let dir = &self.dir;
+        rustix::fs::renameat_with(dir, CURRENT, dir, &name, RenameFlags::NOREPLACE)?;
+        Ok(())
+    }
+
+    fn put_aside(&mut self) -> io::Result<()> {
+        let (dir, file) = (&self.dir, format!("broken-{}.jsonl", UnixMs::now().0));
+        rustix::fs::renameat_with(dir, CURRENT, dir, &file, RenameFlags::NOREPLACE)?;
+        self.notices.push(Event::Broken { file });
+        Ok(())
+    }
+
+    /// Removes what is too much; what cannot be removed is tried again when the next file is made.
+    fn remove_oldest(&mut self) -> io::Result<()> {
+        let mut closed = closed(&self.dir)?;
+        closed.truncate(closed.len().saturating_sub(self.bounds.files_max));
+        for file in closed {
+            match rustix::fs::unlinkat(&self.dir, &file, AtFlags::empty()) {
+                Ok(()) => self.notices.push(Event::Drop { file }),
+                Err(err) => {
+                    tracing::warn!(error = %err, file, "cannot remove an old file of the audit");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn closed_name(first: u64) -> String {
+    format!("audit-{first:020}.jsonl")
+}
+
+/// Returns the directory of the audit, to be read; `None`, if there is none.
+pub(super) fn look(state_dir: &StateDir) -> io::Result<Option<OwnedFd>> {
+    let open = |state| rustix::fs::openat(state, DIRECTORY, OPEN_DIR, Mode::empty());
+    match state_dir.fd().and_then(|state| Ok(open(state)?)) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(err),
+    }
+}
+
+/// Returns the names of the closed files, oldest first.
+pub(super) fn closed(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        if let Ok(name) = entry.file_name().to_str()
+            && is_closed(name)
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn is_closed(name: &str) -> bool {
+    let digits = name.strip_prefix("audit-").and_then(|rest| rest.strip_suffix(".jsonl"));
+    digits.is_some_and(|digits| digits.parse().is_ok_and(|first| closed_name(first) == name))
+}
+
+/// Opens a file of the audit, to be read.
+pub(super) fn open(dir: &OwnedFd, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(dir, name, flags, Mode::empty())?.into())
+}
+
+/// How far the lines of a file follow from each other.
+struct Followed {
+    /// Of those that do.
+    len: u64,
+    /// The last of them.
+    head: AuditHead,
+    /// The number of the first of them.
+    first: Option<u64>,
+    /// After one that does not, there are whole lines again.
+    goes_on: bool,
+}
+
+/// Follows the lines of a file as long as they are good; after `before`, if that is known.
+fn follow(file: &File, before: Option<AuditHead>) -> io::Result<Followed> {
+    let (mut before, mut is_good) = (before, true);
+    let head = before.unwrap_or(AuditHead::NONE);
+    let mut found = Followed { len: 0, head, first: None, goes_on: false };
+    let mut lines = Lines::new(file.try_clone()?);
+    while let Some(line) = lines.next_line()? {
+        let link = line.check().ok();
+        is_good &= link.is_some_and(|link| before.is_none_or(|before| before == link.prev));
+        match link {
+            Some(link) if is_good => {
+                found.first.get_or_insert(link.head.seq);
+                found.head = link.head;
+                found.len += line.text.len() as u64 + 1;
+                before = Some(link.head);
+            }
+            _ => found.goes_on |= link.is_some(),
+        }
+    }
+    Ok(found)
+}
+
+/// Reads a file line by line. One that is longer than any of ours comes in pieces, none of which is
+/// good.
+pub(super) struct Lines {
+    reader: BufReader<File>,
+    line: Vec<u8>,
+}
+
+pub(super) struct RawLine<'a> {
+    /// Without its line feed.
+    pub(super) text: &'a [u8],
+    /// It has one.
+    pub(super) whole: bool,
+}
+
+impl RawLine<'_> {
+    pub(super) fn check(&self) -> Result<Link, LineError> {
+        if self.whole { line::check(self.text) } else { Err(LineError::Form) }
+    }
+}
+
+impl Lines {
+    pub(super) fn new(file: File) -> Self {
+        Self { reader: BufReader::new(file), line: Vec::new() }
+    }
+
+    pub(super) fn next_line(&mut self) -> io::Result<Option<RawLine<'_>>> {
+        self.line.clear();
+        let most = limits::CLIENT_AUDIT_LINE_BYTES_MAX;
+        self.reader.by_ref().take(most).read_until(b'\n', &mut self.line)?;
+        if self.line.is_empty() {
+            return Ok(None);
+        }
+        let whole = self.line.last() == Some(&b'\n');
+        let text = if whole { &self.line[..self.line.len() - 1] } else { &self.line[..] };
+        Ok(Some(RawLine { text, whole }))
+    }
+}

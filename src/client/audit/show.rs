@@ -1,0 +1,82 @@
+//! `fts-client audit show`: the lines of the audit, oldest first, for people or as they are.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+};
+
+use super::{
+    line::{self, Asked, Event, Line},
+    log::Lines,
+    verify::{LookError, files},
+};
+use crate::client::words::log_path;
+
+/// Why the audit was not shown.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShowError {
+    #[error(transparent)]
+    Look(#[from] LookError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// Writes all lines: one for each, of words, or the JSON that is in the file.
+pub fn show(state_dir: &Path, as_json: bool, to: &mut dyn Write) -> Result<(), ShowError> {
+    for (_, file) in files(state_dir)? {
+        let mut lines = Lines::new(file);
+        while let Some(line) = lines.next_line()? {
+            if !line.whole {
+                continue;
+            }
+            match line::read(line.text) {
+                _ if as_json => {
+                    to.write_all(line.text)?;
+                    to.write_all(b"\n")?;
+                }
+                Some(line) => writeln!(to, "{}", words(&line))?,
+                // Of a later version, or none of ours: verify tells.
+                None => writeln!(to, "{}", String::from_utf8_lossy(line.text).escape_debug())?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Returns a line for people. What others have written is escaped.
+fn words(line: &Line) -> String {
+    let (what, said) = match &line.event {
+        Event::Start { version, client, server, policy } => {
+            ("start", format!("fts-client {version} as {client} for {server}; policy {policy}"))
+        }
+        Event::Policy { policy } => ("policy", policy.to_string()),
+        Event::Serve { asked, size, from, rule } => {
+            ("serve", format!("{}; {size} bytes from {from}, by the rule {rule:?}", about(asked)))
+        }
+        Event::End { asked, outcome, sent, blake3, detail } => {
+            let digest = blake3.map(|digest| format!("; BLAKE3 {digest}")).unwrap_or_default();
+            let detail = if detail.is_empty() { String::new() } else { format!(": {detail:?}") };
+            ("end", format!("{}; {outcome} at {sent} bytes{digest}{detail}", about(asked)))
+        }
+        Event::Refuse { asked, why } => ("refuse", format!("{}; {why:?}", about(asked))),
+        Event::Explain { path, verdict, why } => {
+            ("explain", format!("{}; {verdict}: {why:?}", log_path(path)))
+        }
+        Event::LeftOut { count } => ("left_out", format!("{count} lines had no room")),
+        Event::Torn { bytes } => {
+            ("torn", format!("a crash left {bytes} bytes, which were cut off"))
+        }
+        Event::Broken { file } => {
+            ("broken", format!("did not follow, and was put aside: {file:?}"))
+        }
+        Event::Drop { file } => ("drop", format!("removed to make room: {file:?}")),
+    };
+    format!("{} {} {what} {said}", line.seq, line.time.escape_debug())
+}
+
+fn about(asked: &Asked) -> String {
+    let by = asked.signer.as_ref().map(|signer| format!(" signed by {signer:?}"));
+    let by = by.unwrap_or_default();
+    format!("{} for {}/{}{by}", log_path(&asked.path), asked.transfer, asked.epoch)
+}
