@@ -15,6 +15,7 @@ use rustix::fs::{CWD, RenameFlags};
 use tempfile::TempDir;
 
 use super::*;
+use crate::limits;
 
 #[path = "../../../tests/evil_server/paths.rs"]
 mod paths;
