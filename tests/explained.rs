@@ -1,12 +1,16 @@
 //! What `fts-client policy` says of a policy, by the program itself.
 
+mod common;
+
 use std::{
     fs,
+    io::{BufRead as _, BufReader},
     os::unix::fs::PermissionsExt as _,
-    path::Path,
-    process::{Command, Output},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
 };
 
+use common::tools::{python, skipped};
 use tempfile::TempDir;
 
 struct Site {
@@ -142,4 +146,74 @@ fn a_policy_file_and_a_list_are_not_taken_together() {
     assert_eq!(output.status.code(), Some(78));
     let told = String::from_utf8(output.stderr).expect("text");
     assert!(told.contains("one of them says what is shared"), "{told}");
+}
+
+/// `tests/explained/folding.py`, mounted.
+struct Folding {
+    program: Child,
+    at: PathBuf,
+}
+
+impl Folding {
+    fn mount(test: &str, at: &Path) -> Option<Self> {
+        let python = python(test, &["ctypes"])?;
+        fs::create_dir(at).expect("made");
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/explained/folding.py");
+        let mut program = Command::new(python);
+        program.arg(script).arg(at).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut folding = Self { program: program.spawn().expect("run"), at: at.to_owned() };
+        let told = folding.program.stdout.take().expect("piped");
+        let mut line = String::new();
+        BufReader::new(told).read_line(&mut line).expect("text");
+        if line.is_empty() {
+            skipped(test, "root that may mount a FUSE");
+            return None;
+        }
+        Some(folding)
+    }
+}
+
+impl Drop for Folding {
+    fn drop(&mut self) {
+        // Which ends the program; if it was not mounted it has ended.
+        drop(Command::new("umount").arg("-l").arg(&self.at).output());
+        drop(self.program.wait());
+    }
+}
+
+#[test]
+#[ignore = "test-all: needs root"]
+fn another_spelling_leads_around_no_rule_and_tells_nothing() {
+    let test = "another_spelling_leads_around_no_rule_and_tells_nothing";
+    let site = Site::new();
+    let Some(_folding) = Folding::mount(test, &site.dir.path().join("fat")) else { return };
+    let root = "[[root]]\nname = 'fat'\npath = 'DIR/fat'\n";
+    // Where every name is as good, another spelling is too.
+    site.write(root);
+    let (code, text) = site.policy("explain", &["fat/SECRET.txt"]);
+    assert_eq!(code, 0, "{text}");
+
+    let nested = "[[root]]\nname = 'none'\npath = 'DIR/fat/private'\ninclude = ['none']\n\
+                  [[root]]\nname = 'nor'\npath = 'DIR/fat/secret.txt'\nmax_size = '1B'\n";
+    for links in ["inside", "never"] {
+        let links = format!("{root}links = '{links}'\n");
+        for policy in
+            [format!("{links}exclude = ['secret.txt', 'private']\n"), format!("{links}{nested}")]
+        {
+            site.write(&policy);
+            let (code, text) = site.policy("explain", &["fat/open.txt"]);
+            assert_eq!(code, 0, "{policy}{text}");
+            for name in ["fat/secret.txt", "fat/private/f.txt"] {
+                let (code, text) = site.policy("explain", &[name]);
+                assert_eq!(code, 77, "{policy}{text}");
+            }
+            let spellings =
+                ["SECRET.txt", "Private/f.txt", "PRIVATE/absent", "ABSENT.txt", "Open.txt"];
+            for name in spellings.map(|name| format!("fat/{name}")) {
+                let (code, text) = site.policy("explain", &[&name]);
+                assert_eq!(code, 77, "{policy}{text}");
+                assert!(text.contains("its directory does not list this name"), "{text}");
+            }
+        }
+    }
 }

@@ -99,6 +99,8 @@ pub(super) enum Denied {
     Resolved(Refused),
     /// Its name, once links are followed, cannot be found out.
     NameUnknown,
+    /// It is not spelled as its directory lists it, on a file system that may take other spellings.
+    OtherSpelling,
     /// Larger than the rule allows.
     TooLarge,
     /// Files that the kernel makes up (procfs, sysfs, …).
@@ -252,6 +254,11 @@ impl Policy {
                 .to_owned(),
             Denied::NameUnknown => "the name of what it leads to cannot be found out, which the \
                                     patterns of the policy need"
+                .to_owned(),
+            Denied::OtherSpelling => "its directory does not list this name, and is on a file \
+                                      system that may open a file by other spellings too (such \
+                                      as upper and lower case), which patterns and nested roots \
+                                      do not know of; ask for it as it is listed"
                 .to_owned(),
             Denied::TooLarge => "it is larger than the policy allows".to_owned(),
             Denied::KernelFiles => "files of the kernel are never delivered".to_owned(),

@@ -31,49 +31,15 @@ use super::{
 };
 use crate::{
     ids::{IdError, RemotePath},
-    transfer::{FailReason, Fingerprint},
+    transfer::Fingerprint,
 };
 
+mod error;
 mod kernel;
 mod signed;
 
+pub(super) use error::SourceError;
 use kernel::{Kind, LOOK, READ, beneath, fingerprint, is_by_link, name_beneath};
-
-/// Why a file is not delivered. The text is what the server may read; of a refusal it says nothing
-/// else, so that what is outside looks the same whether it exists or not.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SourceError {
-    #[error("not allowed by the client's policy")]
-    Denied(Denied),
-    #[error("the client has no default file: name a path")]
-    NoDefault,
-    #[error("no such file")]
-    NotFound,
-    #[error("the client has no default file: there is none at {0}")]
-    DefaultMissing(String),
-    #[error("the client, which runs as user {user}, may not read it")]
-    Unreadable { user: String },
-    #[error("it is {0}, not a regular file")]
-    NotRegular(&'static str),
-    #[error("the client's kernel lacks openat2 (Linux 5.6), without which it opens nothing")]
-    NoOpenat2,
-    #[error("the client could not open it: {0}")]
-    Io(#[source] io::Error),
-}
-
-impl SourceError {
-    pub(super) fn reason(&self) -> FailReason {
-        match self {
-            Self::Denied(_) => FailReason::DeniedByPolicy,
-            Self::NoDefault | Self::NotFound | Self::DefaultMissing(_) => {
-                FailReason::SourceNotFound
-            }
-            Self::Unreadable { .. } | Self::NoOpenat2 => FailReason::SourceUnreadable,
-            Self::NotRegular(_) => FailReason::SourceNotRegular,
-            Self::Io(_) => FailReason::Io,
-        }
-    }
-}
 
 /// A file, open for reading.
 #[derive(Debug)]
@@ -244,11 +210,8 @@ impl Source {
                 };
                 let resolve = kernel::resolution(rule);
                 let open = |flags| {
-                    beneath(&dir, &rest, flags, resolve).map_err(|err| {
-                        let is_hidden = self.names_matter(rule) && is_by_link(&dir, &rest);
-                        // Where it leads is not known, so neither is whether that may be told.
-                        if is_hidden { denied(Denied::LeadsOut) } else { self.failed(err) }
-                    })
+                    let opened = beneath(&dir, &rest, flags, resolve);
+                    opened.map_err(|err| self.judge_failed(rule, &dir, &rest, err))
                 };
                 self.open_regular(open, |fd| {
                     let rule = self.judge_opened(rule, &dir, fd, &rest)?;
@@ -286,11 +249,26 @@ impl Source {
         Arc::clone(found.expect("the rule is of this policy").1)
     }
 
-    /// Whether the name of what is opened is not the one that was asked for, and not every name is
-    /// as good.
+    /// Whether not every name is as good: what is opened may have another than was asked for.
     fn names_matter(&self, rule: &Rule) -> bool {
-        let all_are_good = self.policy.rules().len() == 1 && rule.has_no_patterns();
-        rule.links == Links::Inside && !all_are_good
+        self.policy.rules().len() > 1 || !rule.has_no_patterns()
+    }
+
+    /// Returns what may be told of a file that could not be opened: where its name leads is not
+    /// known.
+    fn judge_failed(&self, rule: &Rule, dir: &OwnedFd, spelled: &str, err: Errno) -> SourceError {
+        if !self.names_matter(rule) {
+            return self.failed(err);
+        }
+        if is_by_link(dir, spelled) {
+            return SourceError::Denied(Denied::LeadsOut);
+        }
+        self.check_spelling(dir, spelled).err().unwrap_or_else(|| self.failed(err))
+    }
+
+    fn check_spelling(&self, dir: &OwnedFd, rest: &str) -> Result<(), SourceError> {
+        let is_good = kernel::is_spelled_as_listed(dir, rest).map_err(|err| self.failed(err))?;
+        if is_good { Ok(()) } else { Err(SourceError::Denied(Denied::OtherSpelling)) }
     }
 
     /// Judges what was opened by the name that it has once links are followed, and returns the rule
@@ -307,6 +285,7 @@ impl Source {
         }
         let rest = name_beneath(dir, fd).map_err(SourceError::Io)?;
         let rest = rest.ok_or(SourceError::Denied(Denied::NameUnknown))?;
+        self.check_spelling(dir, &rest)?;
         let full = format!("{}/{rest}", rule.path.as_str().trim_end_matches('/'));
         let full = full.parse::<RemotePath>();
         let full = full.map_err(|_| SourceError::Denied(Denied::NameUnknown))?;
@@ -369,15 +348,7 @@ impl Source {
     }
 
     fn failed(&self, err: Errno) -> SourceError {
-        match err {
-            Errno::NOENT | Errno::NOTDIR | Errno::NAMETOOLONG => SourceError::NotFound,
-            // A link that leads out; a magic link, or links in a circle.
-            Errno::XDEV | Errno::LOOP => SourceError::Denied(Denied::LeadsOut),
-            Errno::ACCESS | Errno::PERM => SourceError::Unreadable { user: self.user.clone() },
-            Errno::NXIO => SourceError::NotRegular("a socket"),
-            Errno::NOSYS => SourceError::NoOpenat2,
-            err => SourceError::Io(err.into()),
-        }
+        SourceError::new(err, &self.user)
     }
 }
 
@@ -415,7 +386,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::client::policy::Refused;
+    use crate::{client::policy::Refused, transfer::FailReason};
 
     const CANARY: &str = "canary";
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{Dir, FileType, IFlags, Mode, OFlags, ResolveFlags, Stat},
     io::Errno,
 };
 
@@ -33,10 +33,7 @@ pub(super) enum Kind {
 
 /// Returns what an open file is.
 pub(super) fn kind(fd: &OwnedFd) -> rustix::io::Result<Kind> {
-    let system = rustix::io::retry_on_intr(|| rustix::fs::fstatfs(fd))?;
-    // The kernel's magic numbers have 32 bits; the field is a signed word on some machines.
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-    if KERNEL_FILE_SYSTEMS.contains(&(system.f_type as u32)) {
+    if KERNEL_FILE_SYSTEMS.contains(&file_system(fd)?) {
         return Ok(Kind::OfKernel);
     }
     let stat = rustix::fs::fstat(fd)?;
@@ -48,6 +45,14 @@ pub(super) fn kind(fd: &OwnedFd) -> rustix::io::Result<Kind> {
         FileType::CharacterDevice | FileType::BlockDevice => "a device",
         _ => "something else",
     }))
+}
+
+/// Returns the magic number of the file system that a file is on.
+fn file_system(fd: &OwnedFd) -> rustix::io::Result<u32> {
+    let system = rustix::io::retry_on_intr(|| rustix::fs::fstatfs(fd))?;
+    // The kernel's magic numbers have 32 bits; the field is a signed word on some machines.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    Ok(system.f_type as u32)
 }
 
 /// Returns how names beneath a root are resolved.
@@ -67,6 +72,47 @@ pub(super) fn resolution(rule: &Rule) -> ResolveFlags {
 pub(super) fn is_by_link(dir: &OwnedFd, rest: &str) -> bool {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     beneath(dir, rest, LOOK, resolve).err() == Some(Errno::LOOP)
+}
+
+/// Whether a name without links is one that the directories on its way list. Some file systems open
+/// a file by other spellings as well (upper and lower case, short names), and say then that it is
+/// called so.
+pub(super) fn is_spelled_as_listed(dir: &OwnedFd, rest: &str) -> rustix::io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    let mut dir = beneath(dir, ".", flags, resolve)?;
+    let mut names = rest.split('/').peekable();
+    while let Some(name) = names.next() {
+        if !is_exact(&dir)? && !lists(&dir, name)? {
+            return Ok(false);
+        }
+        if names.peek().is_some() {
+            dir = beneath(&dir, name, flags, resolve)?;
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a directory is known to take no spelling but its own.
+fn is_exact(dir: &OwnedFd) -> rustix::io::Result<bool> {
+    if !EXACT_FILE_SYSTEMS.contains(&file_system(dir)?) {
+        return Ok(false);
+    }
+    match rustix::fs::ioctl_getflags(dir) {
+        Ok(flags) => Ok(!flags.contains(CASEFOLD)),
+        // It has no flags, so it has not this one either.
+        Err(Errno::NOTTY | Errno::OPNOTSUPP) => Ok(true),
+        Err(err) => Err(err),
+    }
+}
+
+fn lists(dir: &OwnedFd, name: &str) -> rustix::io::Result<bool> {
+    for entry in Dir::read_from(dir)? {
+        if entry?.file_name().to_bytes() == name.as_bytes() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Returns the name that an open file has beneath a directory, both as the kernel knows them now;
@@ -122,6 +168,23 @@ const KERNEL_FILE_SYSTEMS: [u32; 16] = [
     0x6265_6570, // configfs
     0x4249_4e4d, // binfmt_misc
     0x6e73_6673, // nsfs
+];
+
+/// Of a directory that folds upper and lower case (`chattr +F`).
+const CASEFOLD: IFlags = IFlags::from_bits_retain(0x4000_0000);
+
+/// File systems whose directories fold no names, or say so by [`CASEFOLD`]. Not XFS, which may have
+/// been made to (`version=ci`), nor what a program or another machine serves.
+const EXACT_FILE_SYSTEMS: [u32; 9] = [
+    0x0000_ef53, // ext2, ext3, ext4
+    0x9123_683e, // btrfs
+    0xf2f5_2010, // f2fs
+    0xca45_1a4e, // bcachefs
+    0x0102_1994, // tmpfs
+    0x8584_58f6, // ramfs
+    0x794c_7630, // overlayfs
+    0x7371_7368, // squashfs
+    0xe0f5_e1e2, // erofs
 ];
 
 pub(super) fn fingerprint(file: impl AsFd, stat: &Stat) -> rustix::io::Result<Fingerprint> {
