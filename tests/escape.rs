@@ -7,7 +7,7 @@ mod common;
 use std::{
     env, fs,
     io::{self, ErrorKind},
-    net::{TcpListener, TcpStream, ToSocketAddrs as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, ToSocketAddrs as _},
     os::{
         linux::net::SocketAddrExt as _,
         unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream},
@@ -30,6 +30,7 @@ use fts::client::{
 };
 use rustix::{
     io::Errno,
+    net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, netlink, sendto},
     process::{PidfdFlags, PidfdGetfdFlags},
 };
 use tempfile::TempDir;
@@ -43,6 +44,7 @@ struct Site {
     allowed: TcpListener,
     other: TcpListener,
     _abstract: UnixListener,
+    _socket: UnixListener,
 }
 
 impl Site {
@@ -55,7 +57,9 @@ impl Site {
         fs::write(dir.path().join("canary"), "canary").expect("written");
         let listen = || TcpListener::bind("127.0.0.1:0").expect("a port");
         let socket = UnixListener::bind_addr(&abstract_name(dir.path())).expect("a socket");
-        Self { dir, allowed: listen(), other: listen(), _abstract: socket }
+        // As the service manager and others listen.
+        let in_root = UnixListener::bind(dir.path().join("root/socket")).expect("a socket");
+        Self { dir, allowed: listen(), other: listen(), _abstract: socket, _socket: in_root }
     }
 
     /// Lets this test's program try, in a process of its own.
@@ -110,6 +114,7 @@ fn inside_the_sandbox() {
     };
     files_are_refused(&site, &mut refused);
     calls_are_refused(&mut refused);
+    sockets_are_refused(&site, other, &mut refused);
     if held.network {
         refused("another port", TcpStream::connect(("127.0.0.1", other)).map(drop));
         refused("listening", TcpListener::bind("127.0.0.1:0").map(drop));
@@ -137,7 +142,7 @@ fn plan(site: &Path, port: u16) -> Plan {
 
 fn what_is_allowed_works(site: &Path, port: u16) {
     assert_eq!(fs::read_to_string(site.join("root/open")).expect("read"), "open");
-    assert_eq!(fs::read_dir(site.join("root")).expect("listed").count(), 1);
+    assert_eq!(fs::read_dir(site.join("root")).expect("listed").count(), 2);
     let state = site.join("state");
     fs::write(state.join("a.new"), "1").expect("written");
     fs::rename(state.join("a.new"), state.join("a")).expect("renamed");
@@ -165,6 +170,9 @@ fn files_are_refused(site: &Path, refused: &mut impl FnMut(&str, io::Result<()>)
     refused("renaming", fs::rename(site.join("root/open"), site.join("root/new")));
     refused("a symbolic link", std::os::unix::fs::symlink("/etc", &beside));
     refused("a socket", UnixDatagram::bind(&beside).map(drop));
+    let open = fs::File::open(site.join("root/open")).expect("opened");
+    let flags = rustix::fs::ioctl_setflags(&open, rustix::fs::IFlags::NODUMP);
+    refused("flags of a file", flags.map_err(Into::into));
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
     refused("a mode", fs::set_permissions(site.join("root/open"), mode));
     let out = fs::hard_link(site.join("root/open"), site.join("state/link"));
@@ -193,6 +201,43 @@ fn calls_are_refused(refused: &mut impl FnMut(&str, io::Result<()>)) {
     let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty());
     let taken = own.and_then(|own| rustix::process::pidfd_getfd(own, 0, PidfdGetfdFlags::empty()));
     refused("a descriptor of a process", taken.map(drop).map_err(Into::into).map_err(by_seccomp));
+    let parent = rustix::process::getppid();
+    let none = rustix::process::Rlimit { current: None, maximum: None };
+    let limited = rustix::process::prlimit(parent, rustix::process::Resource::Core, none);
+    refused("limits of a process", limited.map(drop).map_err(Into::into).map_err(by_seccomp));
+    let watched = rustix::fs::inotify::init(rustix::fs::inotify::CreateFlags::empty());
+    refused("watching files", watched.map(drop).map_err(Into::into).map_err(by_seccomp));
+}
+
+fn sockets_are_refused(site: &Path, other: u16, refused: &mut impl FnMut(&str, io::Result<()>)) {
+    // Seccomp's word again: without it these are refused by nobody, or for another reason.
+    let mut refused = |what: &str, tried: rustix::io::Result<()>| {
+        refused(
+            what,
+            tried.map_err(|err| match err {
+                Errno::PERM => err.into(),
+                err => io::Error::other(err),
+            }),
+        );
+    };
+    let connected = UnixStream::connect(site.join("root/socket")).map(drop);
+    let errno = |err: io::Error| Errno::from_io_error(&err).unwrap_or(Errno::IO);
+    refused("a socket of a path", connected.map_err(errno));
+    let socket = |family, kind, protocol| {
+        let flags = SocketFlags::CLOEXEC;
+        rustix::net::socket_with(family, kind, flags, protocol)
+    };
+    let (inet, stream) = (AddressFamily::INET, SocketType::STREAM);
+    refused("multipath TCP", socket(inet, stream, Some(ipproto::MPTCP)).map(drop));
+    refused("a raw socket", socket(inet, SocketType::RAW, Some(ipproto::ICMP)).map(drop));
+    refused("a ping", socket(inet, SocketType::DGRAM, Some(ipproto::ICMP)).map(drop));
+    refused("a virtual machine's host", socket(AddressFamily::VSOCK, stream, None).map(drop));
+    let audit = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::AUDIT));
+    refused("the audit of the kernel", audit.map(drop));
+    let tcp = socket(inet, stream, None).expect("TCP");
+    let fast_open = SendFlags::from_bits_retain(libc::MSG_FASTOPEN.unsigned_abs());
+    let to = SocketAddrV4::new(Ipv4Addr::LOCALHOST, other);
+    refused("data ahead of a connection", sendto(&tcp, b"x", fast_open, &to).map(drop));
 }
 
 #[tokio::test(flavor = "multi_thread")] // Waiting for a log blocks.
