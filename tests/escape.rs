@@ -307,6 +307,58 @@ async fn the_client_runs_nothing_writes_in_its_own_directory_and_calls_only_its_
     }
 }
 
+#[test]
+fn require_does_not_start_where_the_kernel_does_not_hold_it() {
+    let test = "require_does_not_start_where_the_kernel_does_not_hold_it";
+    let Some(strace) = tool(test, "strace") else { return };
+    let strace = strace.to_str().expect("text");
+    // As kernels say that have none of it, or containers that refuse it.
+    let absent =
+        [("landlock_create_ruleset:error=ENOSYS", "files"), ("seccomp:error=EINVAL", "calls")];
+    for (call, missing) in absent {
+        let dir = TempDir::new().expect("a directory");
+        let path = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+        let inject = format!("inject={call}");
+        let (root, state) = (path(""), path("state"));
+        let client = |mode: &str| {
+            let program = env!("CARGO_BIN_EXE_fts-client");
+            let server = "http://127.0.0.1:9";
+            let args = [
+                "-D",
+                "-f",
+                "-o",
+                "/dev/null",
+                "-e",
+                &inject,
+                program,
+                "--server",
+                server,
+                "--status-port",
+                "0",
+                "--allow",
+                &root,
+                "--state-dir",
+                &state,
+                "--sandbox",
+                mode,
+            ];
+            Process::start(strace, &dir.path().join(format!("{mode}.log")), &args, &[])
+        };
+
+        let log = dir.path().join("require.log");
+        let (status, _) = client("require").wait();
+
+        let told = fs::read_to_string(log).expect("a log");
+        assert_eq!(status.code(), Some(78), "{call}: {told}");
+        let part = format!("--sandbox require: this kernel does not hold {missing}");
+        assert!(told.contains(&part), "{call}: {told}");
+        // With `on` it does with less, and says so.
+        let mut on = client("on");
+        on.logged(&format!("sandbox: this kernel does not hold {missing}"));
+        on.kill();
+    }
+}
+
 /// Returns what `strace` wrote, once it has: it may be the last to hear of the end.
 fn whole_trace(log: &Path) -> String {
     let until = Instant::now() + PATIENCE;
