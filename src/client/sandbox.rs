@@ -76,9 +76,9 @@ pub struct Plan {
 enum Place {
     /// It, and all beneath it.
     There(PathBuf),
-    /// It is absent: what is nearest above it.
+    /// It is absent: the directory in which it will be.
     Above(PathBuf),
-    /// Nothing above it but `/`.
+    /// That is absent too, or holds what has nothing to do with it.
     Nowhere,
 }
 
@@ -218,10 +218,11 @@ fn place(path: &Path) -> Place {
     if path.exists() {
         return Place::There(path.to_owned());
     }
-    let nearest = path.ancestors().find(|above| above.exists());
-    match nearest {
-        Some(above) if above.parent().is_some() => Place::Above(above.to_owned()),
-        _ => Place::Nowhere,
+    // Not all homes, nor all of /etc or /var, for the sake of one name in it.
+    let is_narrow = |above: &PathBuf| above.components().count() > 2;
+    match path.parent().and_then(|above| fs::canonicalize(above).ok()).filter(is_narrow) {
+        Some(above) => Place::Above(above),
+        None => Place::Nowhere,
     }
 }
 
@@ -305,12 +306,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_absent_root_is_its_nearest_directory_but_never_all_of_the_machine() {
+    fn an_absent_root_brings_its_own_directory_and_never_one_at_the_top() {
         let dir = tempfile::tempdir().expect("a directory");
-        let there = dir.path().to_owned();
+        let there = fs::canonicalize(dir.path()).expect("there");
+        let top = there.ancestors().nth(there.components().count() - 2).expect("a top");
+        std::os::unix::fs::symlink(top, there.join("to-top")).expect("linked");
         assert_eq!(place(&there), Place::There(there.clone()));
-        assert_eq!(place(&there.join("a/b")), Place::Above(there.clone()));
-        assert_eq!(place(Path::new("/no-such-directory/a")), Place::Nowhere);
+        assert_eq!(place(&there.join("a")), Place::Above(there.clone()));
+        // Nor what is further up, nor by a link.
+        for absent in [&there.join("a/b"), &top.join("no-such"), &there.join("to-top/no-such")] {
+            assert_eq!(place(absent), Place::Nowhere, "{}", absent.display());
+        }
+        assert_eq!(place(Path::new("/no-such-directory")), Place::Nowhere);
     }
 
     #[test]
