@@ -190,8 +190,8 @@ fn another_spelling_leads_around_no_rule_and_tells_nothing() {
     let root = "[[root]]\nname = 'fat'\npath = 'DIR/fat'\n";
     // Where every name is as good, another spelling is too.
     site.write(root);
-    let (code, text) = site.policy("explain", &["fat/SECRET.txt"]);
-    assert_eq!(code, 0, "{text}");
+    let (code, told) = site.policy("explain", &["fat/SECRET.txt"]);
+    assert_eq!(code, 0, "{told}");
 
     let nested = "[[root]]\nname = 'none'\npath = 'DIR/fat/private'\ninclude = ['none']\n\
                   [[root]]\nname = 'nor'\npath = 'DIR/fat/secret.txt'\nmax_size = '1B'\n";
@@ -201,18 +201,18 @@ fn another_spelling_leads_around_no_rule_and_tells_nothing() {
             [format!("{links}exclude = ['secret.txt', 'private']\n"), format!("{links}{nested}")]
         {
             site.write(&policy);
-            let (code, text) = site.policy("explain", &["fat/open.txt"]);
-            assert_eq!(code, 0, "{policy}{text}");
+            let (code, told) = site.policy("explain", &["fat/open.txt"]);
+            assert_eq!(code, 0, "{policy}{told}");
             for name in ["fat/secret.txt", "fat/private/f.txt"] {
-                let (code, text) = site.policy("explain", &[name]);
-                assert_eq!(code, 77, "{policy}{text}");
+                let (code, told) = site.policy("explain", &[name]);
+                assert_eq!(code, 77, "{policy}{told}");
             }
             let spellings =
                 ["SECRET.txt", "Private/f.txt", "PRIVATE/absent", "ABSENT.txt", "Open.txt"];
             for name in spellings.map(|name| format!("fat/{name}")) {
-                let (code, text) = site.policy("explain", &[&name]);
-                assert_eq!(code, 77, "{policy}{text}");
-                assert!(text.contains("its directory does not list this name"), "{text}");
+                let (code, told) = site.policy("explain", &[&name]);
+                assert_eq!(code, 77, "{policy}{told}");
+                assert!(told.contains("its directory does not list this name"), "{told}");
             }
         }
     }
