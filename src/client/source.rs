@@ -4,15 +4,10 @@
 //! of real file systems pass, and never the client's own. Everything here blocks: call it off the
 //! reactor.
 
-use std::{
-    fs::File,
-    io,
-    os::fd::OwnedFd,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fs::File, io, os::fd::OwnedFd, sync::Arc};
 
 use rustix::{
-    fs::{FileType, Mode, OFlags},
+    fs::{Mode, OFlags},
     io::Errno,
 };
 use tokio_util::sync::CancellationToken;
@@ -36,10 +31,12 @@ use crate::{
 
 mod error;
 mod kernel;
+mod root;
 mod signed;
 
 pub(super) use error::SourceError;
 use kernel::{Kind, LOOK, READ, beneath, fingerprint, is_by_link, name_beneath};
+use root::{HeldRoot, Root};
 
 /// A file, open for reading.
 #[derive(Debug)]
@@ -69,9 +66,8 @@ impl OpenFile {
 #[derive(Debug)]
 pub(super) struct Source {
     policy: Policy,
-    /// For each root, its directory, once it was there. Held, so that nobody can put another in its
-    /// place.
-    held: Vec<Mutex<Option<Arc<OwnedFd>>>>,
+    /// For each rule.
+    held: Vec<HeldRoot>,
     default_file: Option<RemotePath>,
     /// For each rule.
     terms: Vec<Arc<Terms>>,
@@ -83,12 +79,6 @@ pub(super) struct Source {
     state_dir: Arc<StateDir>,
     /// Whom the process runs as.
     user: String,
-}
-
-enum Root {
-    Dir(Arc<OwnedFd>),
-    /// Anything else: allowed by itself.
-    File,
 }
 
 impl Source {
@@ -117,7 +107,7 @@ impl Source {
             }
             Shared::Policy(policy) => (policy.clone(), None),
         };
-        let held = policy.rules().iter().map(|_| Mutex::default()).collect();
+        let held = policy.rules().iter().map(|_| HeldRoot::default()).collect();
         let over = CancellationToken::new();
         let terms = |rule| Arc::new(Terms::new(rule, &counts, &clock, &over));
         let terms = policy.rules().iter().map(terms).collect();
@@ -326,25 +316,7 @@ impl Source {
     }
 
     fn root(&self, index: usize) -> Result<Root, SourceError> {
-        let slot = &self.held[index];
-        let held = slot.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(dir) = held {
-            let stat = rustix::fs::fstat(&dir).map_err(|err| self.failed(err))?;
-            // A directory that was removed has no links left: another may have been made since.
-            if stat.st_nlink > 0 {
-                return Ok(Root::Dir(dir));
-            }
-        }
-        // Not under the lock, because it may hang (a dead NFS server).
-        let fd = rustix::fs::open(self.root_path(index), LOOK, Mode::empty())
-            .map_err(|err| self.failed(err))?;
-        let stat = rustix::fs::fstat(&fd).map_err(|err| self.failed(err))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-            return Ok(Root::File);
-        }
-        let dir = Arc::new(fd);
-        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir.clone());
-        Ok(Root::Dir(dir))
+        self.held[index].get(self.root_path(index)).map_err(|err| self.failed(err))
     }
 
     fn failed(&self, err: Errno) -> SourceError {
@@ -738,8 +710,17 @@ mod tests {
         let source = place.source(&[&place.path("root")]);
         source.hold_roots();
         fs::rename(place.path("root"), place.path("moved")).expect("renamed");
+        let opened = || text(&open(&source, &place.path("root/f")).expect("there"));
         symlink("evil", place.path("root")).expect("linked");
-        assert_eq!(text(&open(&source, &place.path("root/f")).expect("there")), "good");
+        assert_eq!(opened(), "good");
+        fs::remove_file(place.path("root")).expect("removed");
+        assert_eq!(opened(), "good");
+        fs::rename(place.path("evil"), place.path("root")).expect("renamed");
+        assert_eq!(opened(), "good");
+        // `/proc` is a mount, and a link to it is none.
+        fs::remove_dir_all(place.path("root")).expect("removed");
+        symlink("/proc", place.path("root")).expect("linked");
+        assert_eq!(opened(), "good");
     }
 
     #[test]

@@ -115,18 +115,18 @@ fn lists(dir: &OwnedFd, name: &str) -> rustix::io::Result<bool> {
     Ok(false)
 }
 
+/// Returns the path that an open file has now, as the kernel knows it; `None` if it has none.
+pub(super) fn path_of(fd: &OwnedFd) -> io::Result<Option<String>> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let path = std::fs::read_link(link)?.into_os_string().into_string().ok();
+    // What the kernel says of a name that is gone; a file that is called so is told apart by nobody.
+    Ok(path.filter(|path| !path.ends_with(" (deleted)")))
+}
+
 /// Returns the name that an open file has beneath a directory, both as the kernel knows them now;
 /// `None` if it has none.
 pub(super) fn name_beneath(dir: &OwnedFd, fd: &OwnedFd) -> io::Result<Option<String>> {
-    let name = |fd: &OwnedFd| {
-        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        std::fs::read_link(link).map(|path| path.into_os_string().into_string().ok())
-    };
-    let (Some(dir), Some(file)) = (name(dir)?, name(fd)?) else { return Ok(None) };
-    // What the kernel says of a name that is gone; a file that is called so is told apart by nobody.
-    if dir.ends_with(" (deleted)") || file.ends_with(" (deleted)") {
-        return Ok(None);
-    }
+    let (Some(dir), Some(file)) = (path_of(dir)?, path_of(fd)?) else { return Ok(None) };
     let rest = file.strip_prefix(dir.trim_end_matches('/'));
     Ok(rest.and_then(|rest| rest.strip_prefix('/')).map(str::to_owned))
 }
