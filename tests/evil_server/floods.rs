@@ -89,9 +89,8 @@ async fn a_flood_of_commands_costs_little() {
     assert_small(&process);
 }
 
-#[tokio::test]
-async fn a_server_that_reads_no_upload_costs_little() {
-    let (site, mut peer) = (Site::new(), Peer::start(Uploads::Hold).await);
+async fn costs_little_with_uploads(uploads: Uploads) {
+    let (site, mut peer) = (Site::new(), Peer::start(uploads).await);
     fs::write(site.path("root/large"), vec![7; 64 << 20]).expect("written");
     let process = start(&site, &peer);
     let mut session = peer.silent().await;
@@ -99,4 +98,14 @@ async fn a_server_that_reads_no_upload_costs_little() {
     let mut session = flood(session, &[site.text("root/large")], 1_000).await;
     beats(&mut session, 6).await;
     assert_small(&process);
+}
+
+#[tokio::test]
+async fn a_server_that_reads_no_upload_costs_little() {
+    costs_little_with_uploads(Uploads::Hold).await;
+}
+
+#[tokio::test]
+async fn a_server_that_lets_one_byte_at_a_time_through_costs_little() {
+    costs_little_with_uploads(Uploads::ByByte).await;
 }

@@ -35,6 +35,8 @@ pub enum Uploads {
     Read,
     /// Not one byte is read.
     Hold,
+    /// The client may send one byte at a time.
+    ByByte,
 }
 
 /// Everything that the client sent on uploads.
@@ -78,7 +80,8 @@ impl Peer {
         tasks.spawn(async move {
             let mut each = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                each.spawn(serve(stream, uploads, tell.clone(), keep.clone()));
+                let is_first = each.is_empty();
+                each.spawn(serve(stream, is_first, uploads, tell.clone(), keep.clone()));
             }
         });
         Self { address, taken, sessions, _tasks: tasks }
@@ -114,11 +117,18 @@ impl Peer {
 
 async fn serve(
     stream: TcpStream,
+    is_first: bool,
     uploads: Uploads,
     tell: mpsc::Sender<Session>,
     taken: Arc<Mutex<Taken>>,
 ) {
-    let window = if uploads == Uploads::Hold { 16 << 10 } else { 1 << 20 };
+    let window = match uploads {
+        Uploads::Hold => 16 << 10,
+        // On `Connect` it would be stuck: h2 gives back nothing of what was sent before the client
+        // knew of it.
+        Uploads::ByByte if !is_first => 1,
+        Uploads::Read | Uploads::ByByte => 1 << 20,
+    };
     let mut builder = h2::server::Builder::new();
     builder.initial_window_size(window).max_frame_size(1 << 20);
     let Ok(mut connection) = builder.handshake::<_, Bytes>(stream).await else { return };
@@ -153,6 +163,13 @@ async fn take(
     }
     let mut buffer = BytesMut::new();
     while let Some(Ok(part)) = body.data().await {
+        if uploads == Uploads::ByByte {
+            for _ in &part {
+                let _ = body.flow_control().release_capacity(1);
+                tokio::task::yield_now().await;
+            }
+            continue;
+        }
         let _ = body.flow_control().release_capacity(part.len());
         buffer.put(part);
         while let Some(message) = unframe(&mut buffer) {

@@ -11,7 +11,7 @@ use crate::{audit_head::AuditHead, client::state_dir::StateDir, limits};
 
 /// Why the audit cannot be looked at.
 #[derive(Debug, thiserror::Error)]
-#[error("the audit in {dir}: {source}")]
+#[error("cannot read the audit in {dir}")]
 pub struct LookError {
     dir: String,
     source: io::Error,
@@ -51,8 +51,13 @@ pub(super) fn files(state_dir: &Path) -> Result<Vec<(String, File)>, LookError> 
         let dir = log::look(&state_dir)?.ok_or_else(no_audit)?;
         let names = log::closed(&dir)?;
         let all = names.iter().map(String::as_str).chain([CURRENT]);
-        let open = |name: &str| Ok((name.to_owned(), log::open(&dir, name)?));
-        let files = all.map(open).collect::<io::Result<Vec<_>>>();
+        let open = |name: &str| match log::open(&dir, name) {
+            Ok(file) => Some(Ok((name.to_owned(), file))),
+            // A crash may have come between the end of one and the begin of the next.
+            Err(err) if name == CURRENT && err.kind() == io::ErrorKind::NotFound => None,
+            Err(err) => Some(Err(err)),
+        };
+        let files = all.filter_map(open).collect::<io::Result<Vec<_>>>();
         // If a file was closed meanwhile, some of these are not what they were taken for.
         if log::closed(&dir)? == names { files.map(Some) } else { Ok(None) }
     };
@@ -184,6 +189,9 @@ impl fmt::Display for Verified {
             )?;
         }
         let verdict = if self.is_whole() { "whole" } else { "NOT WHOLE" };
+        if self.head == AuditHead::NONE {
+            return write!(f, "{verdict}: no line yet");
+        }
         write!(f, "{verdict}: lines {} to {}; head {}", self.first, self.head.seq, self.head)
     }
 }
