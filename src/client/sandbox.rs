@@ -215,7 +215,8 @@ fn note(root: &Path) -> Option<String> {
 }
 
 fn place(path: &Path) -> Place {
-    if path.exists() {
+    // What a disk does not say once may be there all the same: opening it is tried more than once.
+    if path.try_exists().unwrap_or(true) {
         return Place::There(path.to_owned());
     }
     // Not all homes, nor all of /etc or /var, for the sake of one name in it.
