@@ -328,9 +328,10 @@ impl fmt::Display for SessionEpoch {
     }
 }
 
-/// Text from a peer, kept within `bytes_max` and cut at a character.
+/// Text from a peer, kept within `bytes_max`, in memory too, and cut at a character.
 pub fn bounded(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
+    text.shrink_to_fit();
     text
 }
 
@@ -464,5 +465,6 @@ mod tests {
     fn bounded_text_is_cut_at_a_character() {
         assert_eq!(bounded("aé".to_owned(), 2), "a");
         assert_eq!(bounded("ab".to_owned(), 2), "ab");
+        assert_eq!(bounded("a".repeat(100), 2).capacity(), 2);
     }
 }

@@ -8,6 +8,8 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
+use blake3::Hash;
+use prost::Message as _;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
@@ -18,9 +20,12 @@ use super::{
     upload::{Progress, Uploader},
 };
 use crate::{
-    ids::{AttemptId, IdError, RemotePath, TransferId},
+    ids::{AttemptId, Epoch, IdError, RemotePath, TransferId},
     limits, telemetry,
-    wire::session::{Command, Explained, Outcome, Report, UploadProgress, Verdict},
+    wire::{
+        proto::DownloadCommand,
+        session::{Command, Explained, Outcome, Report, UploadProgress, Verdict},
+    },
 };
 
 /// What is to be done about a command.
@@ -51,11 +56,21 @@ struct Table {
     ended: VecDeque<AttemptId>,
 }
 
+/// Thousands are remembered, so nothing here is as long as a server likes.
 #[derive(Debug)]
 struct Known {
-    command: Command,
+    epoch: Epoch,
+    command: Hash,
     /// `None` while it runs.
     report: Option<Report>,
+}
+
+/// Returns what tells a command from any other.
+fn hash(command: &Command) -> Hash {
+    // On the wire, a path that cannot be one looks as none.
+    let is_path = [u8::from(command.path.is_ok())];
+    let whole = DownloadCommand::from(command.clone()).encode_to_vec();
+    blake3::Hasher::new().update(&is_path).update(&whole).finalize()
 }
 
 impl Table {
@@ -66,13 +81,13 @@ impl Table {
         let Some(known) = self.known.get(&transfer) else {
             return start_if(room == Room::ForOneMore);
         };
-        let latest = known.command.attempt.epoch;
+        let latest = known.epoch;
         if epoch < latest {
             return Decision::Refuse(Verdict::StaleEpoch);
         }
         if epoch == latest {
             return match &known.report {
-                _ if known.command != *command => Decision::Refuse(Verdict::Conflict),
+                _ if known.command != hash(command) => Decision::Refuse(Verdict::Conflict),
                 Some(report) => Decision::Ended(report.clone()),
                 None => Decision::Known,
             };
@@ -81,15 +96,16 @@ impl Table {
         start_if(room == Room::ForOneMore || (room == Room::ForAnother && is_running))
     }
 
-    fn start(&mut self, command: Command) {
-        self.known.insert(command.attempt.transfer, Known { command, report: None });
+    fn start(&mut self, command: &Command) {
+        let AttemptId { transfer, epoch } = command.attempt;
+        self.known.insert(transfer, Known { epoch, command: hash(command), report: None });
     }
 
     fn end(&mut self, report: &Report) {
         let attempt = report.attempt;
         let Some(known) = self.known.get_mut(&attempt.transfer) else { return };
         // A newer attempt has taken its place.
-        if known.command.attempt != attempt {
+        if known.epoch != attempt.epoch {
             return;
         }
         known.report = Some(report.clone());
@@ -97,8 +113,8 @@ impl Table {
         if self.ended.len() > limits::COMMANDS_REMEMBERED_MAX
             && let Some(oldest) = self.ended.pop_front()
         {
-            let latest = self.known.get(&oldest.transfer).map(|known| known.command.attempt);
-            if latest == Some(oldest) {
+            let latest = self.known.get(&oldest.transfer).map(|known| known.epoch);
+            if latest == Some(oldest.epoch) {
                 self.known.remove(&oldest.transfer);
             }
         }
@@ -236,7 +252,7 @@ impl Jobs {
 
     fn start(&mut self, command: Command) {
         let attempt = command.attempt;
-        self.table.start(command.clone());
+        self.table.start(&command);
         let running = Running {
             stop: CancellationToken::new(),
             ended: CancellationToken::new(),
@@ -390,7 +406,7 @@ impl Jobs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ids::Epoch, transfer::Consistency};
+    use crate::transfer::Consistency;
 
     fn command(transfer: TransferId, epoch: u64) -> Command {
         Command {
@@ -415,7 +431,7 @@ mod tests {
         let second = command(transfer, 2);
         let other_body = Command { size_max: 9, ..second.clone() };
         assert_eq!(table.decide(&second, Room::ForOneMore), Decision::Start);
-        table.start(second.clone());
+        table.start(&second);
 
         for room in [Room::ForOneMore, Room::ForAnother, Room::Nothing] {
             assert_eq!(table.decide(&second, room), Decision::Known);
@@ -443,6 +459,18 @@ mod tests {
     }
 
     #[test]
+    fn no_path_and_one_that_cannot_be_are_two_commands() {
+        let mut table = Table::default();
+        let default_file = command(TransferId::generate(), 1);
+        let path = "not absolute".parse::<RemotePath>().map(Some);
+        assert!(path.is_err());
+        let nonsense = Command { path, ..default_file.clone() };
+        table.start(&default_file);
+        let conflict = table.decide(&nonsense, Room::ForOneMore);
+        assert_eq!(conflict, Decision::Refuse(Verdict::Conflict));
+    }
+
+    #[test]
     fn what_does_not_fit_is_not_remembered() {
         let table = Table::default();
         let one = command(TransferId::generate(), 1);
@@ -454,8 +482,8 @@ mod tests {
     fn an_older_attempt_that_ends_late_changes_nothing() {
         let transfer = TransferId::generate();
         let mut table = Table::default();
-        table.start(command(transfer, 1));
-        table.start(command(transfer, 2));
+        table.start(&command(transfer, 1));
+        table.start(&command(transfer, 2));
         table.end(&delivered(&command(transfer, 1)));
         assert_eq!(table.decide(&command(transfer, 2), Room::ForOneMore), Decision::Known);
     }
@@ -465,12 +493,12 @@ mod tests {
         let mut table = Table::default();
         let first = command(TransferId::generate(), 1);
         let running = command(TransferId::generate(), 1);
-        table.start(running.clone());
+        table.start(&running);
         for each in std::iter::once(first.clone()).chain(
             std::iter::repeat_with(|| command(TransferId::generate(), 1))
                 .take(limits::COMMANDS_REMEMBERED_MAX),
         ) {
-            table.start(each.clone());
+            table.start(&each);
             table.end(&delivered(&each));
         }
         assert_eq!(table.known.len(), limits::COMMANDS_REMEMBERED_MAX + 1);

@@ -3,7 +3,15 @@
 use std::fs;
 
 use bytes::BytesMut;
-use fts::wire::proto::{HeartbeatAck, ServerMessage, server_message::Body};
+use fts::{
+    limits,
+    wire::{
+        proto::{
+            DownloadCommand, HeartbeatAck, RequestSignature, ServerMessage, server_message::Body,
+        },
+        session::Outcome,
+    },
+};
 use prost::Message as _;
 use tokio::sync::mpsc;
 
@@ -15,6 +23,8 @@ use crate::{
 };
 
 const MEMORY_KIB_MAX: u64 = 64 << 10;
+/// What is remembered of commands is far below their own 35 MiB.
+const REMEMBERING_KIB_MAX: u64 = 40 << 10;
 const DESCRIPTORS_MAX: usize = 256;
 
 fn start(site: &Site, peer: &Peer) -> Process {
@@ -34,10 +44,10 @@ fn costs(process: &Process) -> (u64, usize) {
     (kib, fs::read_dir(format!("{of}/fd")).expect("it runs").count())
 }
 
-fn assert_small(process: &Process) {
+fn assert_small(process: &Process, kib_max: u64) {
     let (kib, descriptors) = costs(process);
     eprintln!("{kib} KiB at most, {descriptors} descriptors");
-    assert!(kib <= MEMORY_KIB_MAX, "{kib} KiB");
+    assert!(kib <= kib_max, "{kib} KiB");
     assert!(descriptors < DESCRIPTORS_MAX, "{descriptors}");
 }
 
@@ -86,7 +96,35 @@ async fn a_flood_of_commands_costs_little() {
     let paths = ["root/open", "canary", "root/out", "root/absent"].map(|path| site.text(path));
     let mut session = flood(session, &paths, 100_000).await;
     beats(&mut session, 3).await;
-    assert_small(&process);
+    assert_small(&process, MEMORY_KIB_MAX);
+}
+
+/// Each is taken, has ended, and its report is taken, before the next ones: the client remembers all.
+#[tokio::test]
+async fn commands_as_long_as_can_be_are_remembered_in_little() {
+    let (site, mut peer) = (Site::new(), Peer::start(Uploads::Read).await);
+    let process = start(&site, &peer);
+    let mut session = peer.silent().await;
+    session.welcome(500, 60_000).await;
+    let mut path = site.text("root");
+    let name = format!("/{}", "x".repeat(199));
+    path.push_str(&name.repeat((limits::PATH_BYTES_MAX - path.len()) / name.len()));
+    let request = vec![7; limits::SIGNED_REQUEST_BYTES_MAX].into();
+    let signature = Some(RequestSignature { request, signature: vec![7; 64].into() });
+    let at_a_time = limits::JOBS_WAITING_MAX;
+    for _ in 0..=limits::COMMANDS_REMEMBERED_MAX / at_a_time {
+        for _ in 0..at_a_time {
+            let command = download(&path, 1);
+            let body = DownloadCommand { signature: signature.clone(), ..command };
+            assert!(session.say(Body::Download(body)).await, "the session goes on");
+        }
+        for _ in 0..at_a_time {
+            let report = session.report().await.expect("the session goes on");
+            assert!(matches!(report.outcome, Outcome::Failed(_)), "{report:?}");
+        }
+    }
+    beats(&mut session, 3).await;
+    assert_small(&process, REMEMBERING_KIB_MAX);
 }
 
 async fn costs_little_with_uploads(uploads: Uploads) {
@@ -97,7 +135,7 @@ async fn costs_little_with_uploads(uploads: Uploads) {
     session.welcome(500, 60_000).await;
     let mut session = flood(session, &[site.text("root/large")], 1_000).await;
     beats(&mut session, 6).await;
-    assert_small(&process);
+    assert_small(&process, MEMORY_KIB_MAX);
 }
 
 #[tokio::test]
