@@ -165,8 +165,9 @@ impl Rule {
             return Ok(());
         }
         // What excludes a directory excludes everything in it.
-        for end in 1..=rest.len() {
-            if let Some(pattern) = self.exclude.first_match(&rest[..end].join("/")) {
+        let ends = name.match_indices('/').map(|(end, _)| end).chain([name.len()]);
+        for end in ends {
+            if let Some(pattern) = self.exclude.first_match(&name[..end]) {
                 return Err(Refused::Excluded { rule, pattern });
             }
         }
