@@ -136,7 +136,7 @@ impl Client {
             renewal,
             shared: config.shared,
             trusts_fingerprint: config.trusts_fingerprint,
-            board: Arc::new(Board::new(facts, shares.changes(), allowance.clone(), audit.clone())),
+            board: Arc::new(Board::new(facts, &shares, allowance.clone(), audit.clone())),
             shares: Arc::new(shares),
             audit,
             allowance,

@@ -199,6 +199,27 @@ async fn a_policy_that_is_wrong_changes_nothing() {
     let server = TestServer::start().await;
     let site = Site::new(1000);
     let mut program = site.program(&server, "");
+#[tokio::test]
+async fn a_hang_up_that_takes_away_and_adds_takes_away_at_once() {
+    let server = TestServer::start().await;
+    let site = Site::new(1000);
+    let mut program = site.program(&server, "");
+    server.online("client-1").await;
+    program.logged("the sandbox holds");
+
+    let other = format!("[[root]]\nname = 'etc'\npath = '{}/etc'\n", site.dir.path().display());
+    site.replace_policy(&(site.policy("exclude = ['file']") + &other));
+    program.signal(rustix::process::Signal::HUP);
+    program.logged("restart to widen");
+    program.logged("read the configuration again");
+
+    let id = server.trigger("client-1", &site.file()).await.id;
+    let failed = server.ended(&id).await;
+    assert_eq!(failed.failure.expect("why").reason(), FailReason::DeniedByPolicy);
+    program.kill();
+    server.stop().await;
+}
+
     let digest = server.online("client-1").await.policy_digest;
 
     site.write_policy("exlude = ['file']");

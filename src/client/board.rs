@@ -9,8 +9,13 @@ use std::{
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::{allowance::Allowance, audit::Audit, sandbox::Held, source::Source, upload::Progress};
-use crate::{ids::SessionEpoch, rate::Rate};
+use super::{
+    allowance::Allowance, audit::Audit, sandbox::Held, shares::Shares, source::Source, upload::Progress,
+};
+use crate::{
+    ids::{RemotePath, SessionEpoch},
+    rate::Rate,
+};
 
 /// What does not change while the process lives.
 #[derive(Debug, Clone, Serialize)]
@@ -26,6 +31,7 @@ pub(super) struct Facts {
 pub(super) struct Board {
     facts: Facts,
     shares: watch::Receiver<Arc<Source>>,
+    waiting: watch::Receiver<Vec<RemotePath>>,
     allowance: Arc<Allowance>,
     audit: Audit,
     now: Mutex<Now>,
@@ -57,6 +63,9 @@ pub(super) struct Page {
     facts: Facts,
     default_file: Option<String>,
     allowed_roots: Vec<String>,
+    /// Named by the policy, and not shared: the kernel allows none of them before a restart.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    roots_after_restart: Vec<String>,
     policy_digest: String,
     sandbox: Held,
     audit: AuditShown,
@@ -114,7 +123,7 @@ struct Transfer {
 impl Board {
     pub(super) fn new(
         facts: Facts,
-        shares: watch::Receiver<Arc<Source>>,
+        shares: &Shares,
         allowance: Arc<Allowance>,
         audit: Audit,
     ) -> Self {
@@ -128,7 +137,8 @@ impl Board {
             sandbox: Held::default(),
             clock_ahead_seconds: None,
         };
-        Self { facts, shares, allowance, audit, now: Mutex::new(now) }
+        let (shares, waiting) = (shares.changes(), shares.waiting());
+        Self { facts, shares, waiting, allowance, audit, now: Mutex::new(now) }
     }
 
     pub(super) fn connected(&self, epoch: SessionEpoch) {
@@ -173,6 +183,7 @@ impl Board {
     pub(super) fn page(&self) -> Page {
         let time = |at: SystemTime| humantime::format_rfc3339_millis(at).to_string();
         let source = self.shares.borrow().clone();
+        let waiting = self.waiting.borrow().clone().into_iter();
         let now = self.lock();
         let transfers = now.transfers.iter().map(|progress| Transfer {
             id: progress.attempt.transfer.to_string(),
@@ -186,6 +197,7 @@ impl Board {
             facts: self.facts.clone(),
             default_file: source.default_file().map(|path| path.as_str().to_owned()),
             allowed_roots: source.roots(),
+            roots_after_restart: waiting.map(String::from).collect(),
             sandbox: now.sandbox,
             policy_digest: source.policy().digest().to_string(),
             audit: AuditShown { head: self.audit.head().to_string(), writable: self.audit.is_up() },

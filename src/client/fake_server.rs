@@ -286,7 +286,7 @@ impl Client {
             version: "1",
             server: "fake".into(),
         };
-        let board = Arc::new(Board::new(facts, shares.changes(), allowance.clone(), audit.clone()));
+        let board = Arc::new(Board::new(facts, &shares, allowance.clone(), audit.clone()));
         let hello = Hello {
             client: "client-1".parse().expect("an id"),
             instance,

@@ -201,6 +201,14 @@ impl Policy {
         Self::new(roots.into_iter().map(Rule::all_of).collect())
     }
 
+    /// Returns the policy of those rules whose root is good, and the other roots.
+    pub(super) fn split(&self, is_good: impl Fn(&RemotePath) -> bool) -> (Self, Vec<RemotePath>) {
+        let (good, rest): (Vec<_>, Vec<_>) =
+            self.rules.iter().cloned().partition(|rule| is_good(&rule.path));
+        let rest = rest.into_iter().map(|rule| rule.path).collect();
+        (Self { rules: good, signers: self.signers.clone() }, rest)
+    }
+
     pub fn rules(&self) -> &[Rule] {
         &self.rules
     }

@@ -9,7 +9,7 @@ use tokio::{signal::unix::Signal, task::spawn_blocking};
 use super::{
     allowance::Allowance,
     config::{ClientConfig, Flags, Shared, Surroundings},
-    shares::{Shares, SharesError},
+    shares::Shares,
 };
 use crate::{rate::Rate, settings::ConfigError, shutdown::Shutdown};
 
@@ -34,15 +34,6 @@ struct Found {
 
 const SANDBOX_HINT: &str = "a file that another has replaced is read again only from a directory \
                             that has nothing else in it (the sandbox): else restart";
-
-/// Why nothing is changed.
-#[derive(Debug, thiserror::Error)]
-enum ReloadError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Shares(#[from] SharesError),
-}
 
 impl Reload {
     /// Of settings that come from files; without any, there is nothing to read again.
@@ -75,8 +66,8 @@ impl Reload {
         let shares = Arc::clone(shares);
         let reading = spawn_blocking(move || {
             let found = self.read()?;
-            let is_new = shares.replace(&found.shared)?;
-            Ok::<_, ReloadError>((found, is_new))
+            let is_new = shares.replace(&found.shared);
+            Ok::<_, ConfigError>((found, is_new))
         });
         let (found, is_new) = match reading.await {
             Ok(Ok(read)) => read,

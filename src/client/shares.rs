@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-use super::{config::Shared, source::Source, state_dir::StateDir, words::log_path};
+use super::{config::Shared, policy::Policy, source::Source, state_dir::StateDir, words::log_path};
 use crate::ids::RemotePath;
 
 /// Whoever opens files asks the newest source; that never changes itself.
@@ -14,16 +14,8 @@ pub struct Shares {
     now: watch::Sender<Arc<Source>>,
     /// Once the kernel holds this process to some roots, no policy can add another one.
     confined: OnceLock<Vec<RemotePath>>,
-}
-
-/// Why another policy cannot be put in force. The old one goes on.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SharesError {
-    #[error(
-        "the kernel holds this process to what it shared at its start: restart to widen to {0}"
-    )]
-    Wider(String),
+    /// Roots that the policy names, and the kernel does not allow before a restart.
+    waiting: watch::Sender<Vec<RemotePath>>,
 }
 
 impl Shares {
@@ -32,7 +24,8 @@ impl Shares {
     }
 
     pub(super) fn of(source: Source) -> Self {
-        Self { now: watch::Sender::new(Arc::new(source)), confined: OnceLock::new() }
+        let (now, waiting) = (watch::Sender::new(Arc::new(source)), watch::Sender::default());
+        Self { now, confined: OnceLock::new(), waiting }
     }
 
     /// Says that the kernel lets this process read what it shares now, and nothing else, for good.
@@ -55,30 +48,54 @@ impl Shares {
         self.now.subscribe()
     }
 
-    /// Puts another policy in force; returns whether it is another one. It blocks.
-    pub(super) fn replace(&self, shared: &Shared) -> Result<bool, SharesError> {
-        let old = self.now();
-        let new = old.with(shared);
-        if new.policy() == old.policy() {
-            return Ok(false);
+    /// Tells the roots that wait for a restart.
+    pub(super) fn waiting(&self) -> watch::Receiver<Vec<RemotePath>> {
+        self.waiting.subscribe()
+    }
+
+    /// Puts another policy in force, as far as the kernel allows it: what it takes away is gone at
+    /// once, whatever else it says. Returns whether another one is in force. It blocks.
+    pub(super) fn replace(&self, shared: &Shared) -> bool {
+        let (shared, waiting) = match self.confined.get() {
+            Some(roots) => within(shared, roots),
+            None => (shared.clone(), Vec::new()),
+        };
+        for root in &waiting {
+            let root = log_path(root.as_str());
+            tracing::warn!(
+                %root,
+                "not shared: the kernel holds this process to what it shared at its start; \
+                 restart to widen"
+            );
         }
-        if let Some(root) = self.confined.get().and_then(|roots| wider(&new, roots)) {
-            return Err(SharesError::Wider(log_path(root.as_str())));
+        self.waiting.send_replace(waiting);
+        let old = self.now();
+        let new = old.with(&shared);
+        if new.policy() == old.policy() {
+            return false;
         }
         new.hold_roots();
         let old = self.now.send_replace(Arc::new(new));
         old.end();
-        Ok(true)
+        true
     }
 }
 
-/// Returns a root of a policy that lies beneath none of `roots`.
-fn wider<'a>(new: &'a Source, roots: &[RemotePath]) -> Option<&'a RemotePath> {
-    let is_beneath = |path: &RemotePath, root: &RemotePath| {
-        let (path, root): (Vec<_>, Vec<_>) =
-            (path.components().collect(), root.components().collect());
-        path.starts_with(&root)
-    };
-    let mut all = new.policy().rules().iter().map(|rule| &rule.path);
-    all.find(|path| !roots.iter().any(|root| is_beneath(path, root)))
+/// Returns what of it lies beneath `roots`, and the roots of the rest. A path of the rest lies
+/// beneath none of `roots`, so leaving its rule out lets no other rule have it.
+fn within(shared: &Shared, roots: &[RemotePath]) -> (Shared, Vec<RemotePath>) {
+    let is_within = |path: &RemotePath| roots.iter().any(|root| is_beneath(path, root));
+    match shared {
+        Shared::DemoFile { path, .. } if is_within(path) => (shared.clone(), Vec::new()),
+        Shared::DemoFile { path, .. } => (Shared::Policy(Policy::default()), vec![path.clone()]),
+        Shared::Policy(policy) => {
+            let (within, rest) = policy.split(is_within);
+            (Shared::Policy(within), rest)
+        }
+    }
+}
+
+fn is_beneath(path: &RemotePath, root: &RemotePath) -> bool {
+    let (path, root): (Vec<_>, Vec<_>) = (path.components().collect(), root.components().collect());
+    path.starts_with(&root)
 }

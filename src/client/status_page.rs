@@ -194,7 +194,7 @@ mod tests {
         let audit = Audit::open(&state).expect("opened");
         let policy = Policy::of_roots(vec!["/srv".parse().expect("a path")]);
         let shares = Shares::new(&Shared::Policy(policy), Arc::new(state));
-        Arc::new(Board::new(facts, shares.changes(), Allowance::new(None, 4), audit))
+        Arc::new(Board::new(facts, &shares, Allowance::new(None, 4), audit))
     }
 
     fn status(method: &Method, path: &str, headers: &[(&'static str, &str)]) -> StatusCode {

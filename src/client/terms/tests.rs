@@ -83,7 +83,7 @@ impl Test {
     fn replace(&self, policy: impl FnOnce(&str) -> String) -> bool {
         let root = self.client.temp.path().join("root");
         let policy = Policy::parse(&policy(root.to_str().expect("text"))).expect("a policy");
-        self.client.shares.replace(&Shared::Policy(policy)).expect("it holds")
+        self.client.shares.replace(&Shared::Policy(policy))
     }
 }
 
@@ -260,10 +260,25 @@ async fn once_the_kernel_holds_it_no_policy_adds_a_root() {
 
     shares.confine();
 
-    let refused = shares.replace(&wider).expect_err("wider").to_string();
-    assert!(refused.contains("restart to widen") && refused.contains("/b"), "{refused}");
-    assert_eq!(shares.now().roots(), ["/srv/a"], "nothing was changed");
-    assert!(shares.replace(&beneath).expect("narrower"));
+    assert!(!shares.replace(&wider), "nothing that it may do was changed");
+    assert_eq!((shares.now().roots(), waiting()), (vec!["/srv/a".to_owned()], vec!["/b".into()]));
+    // What it takes away is gone all the same.
+    assert!(shares.replace(&narrower_and_wider));
+    assert_eq!((shares.now().policy(), waiting()), (&narrower, vec!["/b".to_owned()]));
+    assert!(shares.replace(&elsewhere));
+    assert_eq!((shares.now().roots(), waiting()), (vec![], vec!["/srv".to_owned()]));
+    assert!(shares.replace(&beneath));
     // What was given up may be taken back: the kernel still allows it.
-    assert!(shares.replace(&first).expect("as at the start"));
+    assert!(shares.replace(&first));
+    assert_eq!(waiting(), [""; 0]);
 }
+    let narrower_and_wider = policy(
+        "[[root]]\nname = 'a'\npath = '/srv/a'\nexclude = ['x']\n\
+         [[root]]\nname = 'b'\npath = '/b'\n",
+    );
+    let narrower =
+        Policy::parse("[[root]]\nname = 'a'\npath = '/srv/a'\nexclude = ['x']\n").expect("good");
+    let elsewhere = policy("[[root]]\nname = 'c'\npath = '/srv'\n");
+    let waiting = || {
+        shares.waiting().borrow().iter().map(|root| root.as_str().to_owned()).collect::<Vec<_>>()
+    };
