@@ -30,6 +30,7 @@ use crate::{
 };
 
 mod error;
+mod hours;
 mod kernel;
 mod root;
 mod signed;

@@ -39,7 +39,7 @@ use crate::{
 mod ending;
 mod progress;
 
-use ending::{Decision, answer, end_of_chunk, held, judge, note};
+use ending::{Decision, HELD_BACK, answer, end_of_chunk, held, judge, note};
 pub(super) use progress::Progress;
 
 /// What every attempt of this process needs.
@@ -158,6 +158,11 @@ impl Uploader {
         }
         let size = file.fingerprint.size_bytes;
         progress.size.store(size, Ordering::Relaxed);
+        // Before the disk is looked at: what is held back looks the same whether it is there or not.
+        let by_name = self.source.borrow().held_by_name(&command.path);
+        if let Some((hold, pause)) = by_name {
+            return held(hold, pause);
+        }
         if size > command.size_max {
             let detail = format!("it has {size} bytes; the server takes {}", command.size_max);
             return (Outcome::Failed(FailReason::TooLarge), detail);
@@ -232,10 +237,17 @@ impl Uploader {
         let Ok(permit) = self.readers.clone().try_acquire_owned() else {
             return failed(READS_HANG);
         };
-        let source = self.source.borrow().clone();
+        let (source, path) = (self.source.borrow().clone(), path.map(Some));
+        if source.held_by_name(&path).is_some() {
+            return failed(HELD_BACK);
+        }
         let opening = spawn_blocking(move || {
             let _permit = permit;
-            source.open(&path.map(Some))
+            #[cfg(test)]
+            if let Ok(Some(path)) = &path {
+                super::reader::hang(path.as_str(), "open-hangs");
+            }
+            source.open(&path)
         });
         let Ok(opened) = timeout(limits::READ_WAIT, opening).await else {
             return failed(NO_ANSWER);

@@ -11,7 +11,7 @@ use crate::{
     },
     ids::{AttemptId, Epoch, TransferId},
     transfer::{Consistency, FailReason},
-    wire::session::{Command, FromClient, FromServer, Outcome, Upload},
+    wire::session::{Command, Explained, FromClient, FromServer, Outcome, PathVerdict, Upload},
 };
 
 const MIB: usize = 1 << 20;
@@ -61,7 +61,7 @@ impl Test {
 
     async fn ask(&mut self) {
         self.epoch += 1;
-        let path = self.client.temp.path().join("root/f");
+        let path = self.file();
         let command = Command {
             attempt: AttemptId { transfer: self.transfer, epoch: Epoch(self.epoch) },
             path: Ok(Some(path.to_str().expect("text").parse().expect("a path"))),
@@ -72,6 +72,10 @@ impl Test {
             resume: None,
         };
         self.session.say(FromServer::Download(command)).await;
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.client.temp.path().join("root/f")
     }
 
     async fn outcome(&mut self) -> Outcome {
@@ -118,6 +122,36 @@ async fn outside_its_hours_nothing_of_a_file_is_sent() {
     let mut upload = test.server.upload().await;
     assert!(matches!(upload.next().await, Some(Upload::Header(_))));
     drop(upload);
+    test.client.stop().await;
+}
+
+#[tokio::test]
+async fn outside_its_hours_a_file_looks_the_same_whether_it_is_there_or_not() {
+    let hand = Hand::at("01T12:00:00");
+    let mut test = Test::start(&hand, "hours = '22:00-06:00'", MIB).await;
+    let (mut outcomes, mut answers) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        test.ask().await;
+        outcomes.push(test.outcome().await);
+        let path = Ok(test.file().to_str().expect("text").parse().expect("a path"));
+        test.session.say(FromServer::Explain { question: 1, path }).await;
+        answers.push(loop {
+            if let Some(FromClient::Explanation { explained, .. }) = test.session.next().await {
+                break explained;
+            }
+        });
+        // For the second time.
+        let _ = fs::remove_file(test.file());
+    }
+
+    let ten_hours = Duration::from_secs(10 * 3600);
+    assert_eq!(outcomes, [Outcome::Held(Hold::PolicyWindow, ten_hours); 2]);
+    let held = Explained {
+        verdict: PathVerdict::Failed,
+        rule: String::new(),
+        detail: "the client's policy holds it back for now".to_owned(),
+    };
+    assert_eq!(answers, [held.clone(), held]);
     test.client.stop().await;
 }
 
@@ -256,7 +290,17 @@ async fn once_the_kernel_holds_it_no_policy_adds_a_root() {
     let shares = crate::client::shares::Shares::new(&first, Arc::new(state.expect("free")));
     let wider =
         policy("[[root]]\nname = 'a'\npath = '/srv/a'\n[[root]]\nname = 'b'\npath = '/b'\n");
+    let narrower_and_wider = policy(
+        "[[root]]\nname = 'a'\npath = '/srv/a'\nexclude = ['x']\n\
+         [[root]]\nname = 'b'\npath = '/b'\n",
+    );
+    let narrower =
+        Policy::parse("[[root]]\nname = 'a'\npath = '/srv/a'\nexclude = ['x']\n").expect("good");
+    let elsewhere = policy("[[root]]\nname = 'c'\npath = '/srv'\n");
     let beneath = policy("[[root]]\nname = 'c'\npath = '/srv/a/c'\n");
+    let waiting = || {
+        shares.waiting().borrow().iter().map(|root| root.as_str().to_owned()).collect::<Vec<_>>()
+    };
 
     shares.confine();
 
@@ -272,13 +316,3 @@ async fn once_the_kernel_holds_it_no_policy_adds_a_root() {
     assert!(shares.replace(&first));
     assert_eq!(waiting(), [""; 0]);
 }
-    let narrower_and_wider = policy(
-        "[[root]]\nname = 'a'\npath = '/srv/a'\nexclude = ['x']\n\
-         [[root]]\nname = 'b'\npath = '/b'\n",
-    );
-    let narrower =
-        Policy::parse("[[root]]\nname = 'a'\npath = '/srv/a'\nexclude = ['x']\n").expect("good");
-    let elsewhere = policy("[[root]]\nname = 'c'\npath = '/srv'\n");
-    let waiting = || {
-        shares.waiting().borrow().iter().map(|root| root.as_str().to_owned()).collect::<Vec<_>>()
-    };

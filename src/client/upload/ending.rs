@@ -27,8 +27,10 @@ pub(super) enum Decision {
 
 /// Returns what is reported of an attempt that the policy holds back.
 pub(super) fn held(hold: Hold, pause: Duration) -> (Outcome, String) {
-    (Outcome::Held(hold, pause), "the client's policy holds it back for now".to_owned())
+    (Outcome::Held(hold, pause), HELD_BACK.to_owned())
 }
+
+pub(super) const HELD_BACK: &str = "the client's policy holds it back for now";
 
 /// Notes the reader's decision; returns whether it is an Abort.
 pub(super) fn note(message: &Upload, noted: &OnceLock<Decision>) -> bool {
