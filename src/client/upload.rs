@@ -56,6 +56,8 @@ pub(super) struct Uploader {
     audit: Audit,
     /// Counts the threads that touch the disk, because a read that hangs outlives its attempt.
     readers: Arc<Semaphore>,
+    /// As many for questions, so that those about a disk that hangs take none from uploads.
+    askers: Arc<Semaphore>,
     /// What they read into.
     buffers: Pool,
     /// What is known of files that did not arrive whole.
@@ -80,6 +82,7 @@ impl Uploader {
             pace,
             audit,
             readers: Arc::new(Semaphore::new(limits::READERS_MAX)),
+            askers: Arc::new(Semaphore::new(limits::QUESTIONS_MAX)),
             buffers: Pool::default(),
             trails: Trails::default(),
             trusts_fingerprint: false,
@@ -140,6 +143,11 @@ impl Uploader {
     }
 
     async fn deliver(&self, command: &Command, progress: &Arc<Progress>) -> (Outcome, String) {
+        // Before the disk is looked at: what is held back looks the same whether it is there or not.
+        let by_name = self.source.borrow().held_by_name(&command.path);
+        if let Some((hold, pause)) = by_name {
+            return held(hold, pause);
+        }
         let Ok(permit) = self.readers.clone().try_acquire_owned() else {
             return (Outcome::Failed(FailReason::Io), READS_HANG.to_owned());
         };

@@ -10,7 +10,12 @@ use tonic::Status;
 
 use super::*;
 use crate::{
-    client::fake_server::{Client, FakeServer, FakeSession},
+    client::{
+        config::Shared,
+        fake_server::{Client, FakeServer, FakeSession},
+        policy::Policy,
+        state_dir::StateDir,
+    },
     ids::{Epoch, SessionEpoch, TransferId},
     transfer::Consistency,
     wire::session::{FromClient, FromServer},
@@ -95,4 +100,32 @@ async fn a_read_that_hangs_costs_its_own_transfer() {
 #[tokio::test]
 async fn an_open_that_hangs_costs_its_own_transfer() {
     costs_its_own_transfer("hung.open-hangs").await;
+}
+
+#[tokio::test]
+async fn questions_about_a_disk_that_hangs_leave_uploads_their_places() {
+    let server = FakeServer::start();
+    let temp = tempfile::tempdir().expect("a directory");
+    let path = temp.path().join("hung");
+    let hangs = temp.path().join("hung.open-hangs");
+    fs::write(&path, "hung").expect("written");
+    fs::write(&hangs, "").expect("written");
+    let parse = |path: &std::path::Path| path.to_str().expect("text").parse().expect("a path");
+    let state = Arc::new(StateDir::open(&temp.path().join("state")).expect("free"));
+    let audit = Audit::open(&state).expect("opened");
+    let shared = Shared::Policy(Policy::of_roots(vec![parse(temp.path())]));
+    let sources = watch::Sender::new(Arc::new(Source::new(&shared, state)));
+    let (data, instance) = (DataConnections::new(&server.dialer), InstanceId::generate());
+    let uploader = Uploader::new(sources.subscribe(), data, instance, Limiter::new(None), audit);
+
+    // Whoever asked has gone; the disk has not answered.
+    for _ in 0..2 * limits::QUESTIONS_MAX {
+        let question = uploader.explain(Ok(parse(&path)));
+        let _ = timeout(Duration::from_millis(1), question).await;
+    }
+
+    assert_eq!(uploader.readers.available_permits(), limits::READERS_MAX);
+    let refused = uploader.explain(Ok(parse(&path))).await;
+    assert_eq!(refused.detail, READS_HANG);
+    fs::remove_file(hangs).expect("removed");
 }
