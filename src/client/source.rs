@@ -92,8 +92,9 @@ impl Source {
     /// is remembered.
     pub(super) fn with(&self, shared: &Shared) -> Self {
         let (state_dir, counts) = (Arc::clone(&self.state_dir), Arc::clone(&self.counts));
-        let spent = Arc::clone(&self.spent);
-        Self { spent, ..Self::by(shared, state_dir, self.clock.clone(), counts) }
+        // The sandbox lets nobody look the user up again.
+        let (spent, user) = (Arc::clone(&self.spent), self.user.clone());
+        Self { spent, user, ..Self::by(shared, state_dir, self.clock.clone(), counts) }
     }
 
     pub(super) fn by(
@@ -804,5 +805,13 @@ mod tests {
             assert!(err.to_string().contains(&uid), "{err}");
         }
         fs::set_permissions(place.path("root/d"), fs::Permissions::from_mode(0o700)).expect("set");
+    }
+    #[test]
+    fn another_policy_asks_nobody_who_the_user_is() {
+        let place = Place::new();
+        // As if it had been found out before the sandbox.
+        let known = Source { user: "somebody".into(), ..place.source(&[&place.path("root")]) };
+        let shared = Shared::Policy(Policy::default());
+        assert_eq!(known.with(&shared).user, "somebody");
     }
 }
