@@ -211,6 +211,9 @@ pub const STATE_FILES_MAX: usize = 1024;
 pub const STATE_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Bytes of a rule's day that a client notes ahead of sending them, and a crash may lose.
 pub const DAY_COUNT_AHEAD_BYTES: u64 = 64 << 20;
+/// A clock that is set back to a day before the one that is counted gives nothing anew, if it is by no
+/// more than this. By more, the clock was wrong before: the client warns, and begins to count anew.
+pub const DAY_SET_BACK_MAX: Duration = Duration::from_secs(2 * 24 * 3600);
 /// The least that `bytes_per_day` can be: a chunk.
 pub const BYTES_PER_DAY_MIN: u64 = 1 << 20;
 /// A client that waits for the end of the policy's hours looks at the clock as often as this, because

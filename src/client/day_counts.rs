@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     io,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use jiff::{Zoned, civil::Date};
@@ -58,8 +59,7 @@ impl DayCounts {
             Some(day) => day,
             None => self.read()?,
         };
-        let fresh = || Day { date: now.date(), rules: BTreeMap::new() };
-        let day = slot.insert(if known.date == now.date() { known } else { fresh() });
+        let day = slot.insert(current(known, now.date()));
         let count = day.rules.get(rule).copied().unwrap_or_default();
         let taken = count.taken.saturating_add(want);
         if taken > most {
@@ -96,6 +96,22 @@ impl DayCounts {
         let text = serde_json::to_vec(&File { date: day.date, bytes })?;
         self.state_dir.replace(NAME, &text)
     }
+}
+
+/// Returns the day that is counted: the one that was, also if the clock was set back to before it;
+/// but not if it had been far ahead, or a rule would have nothing for as long.
+fn current(known: Day, today: Date) -> Day {
+    let ahead = Duration::try_from(today.duration_until(known.date));
+    match ahead {
+        Ok(ahead) if ahead <= limits::DAY_SET_BACK_MAX => return known,
+        Ok(_) => tracing::warn!(
+            counted = %known.date, %today,
+            "the clock was set back by days: what was sent is counted anew"
+        ),
+        // It is over.
+        Err(_) => {}
+    }
+    Day { date: today, rules: BTreeMap::new() }
 }
 
 #[cfg(test)]
@@ -138,6 +154,31 @@ mod tests {
         assert!(took("b", 10 * MIB, 1), "another rule has its own");
         assert!(!took("a", 1, 1));
         assert!(took("a", 10 * MIB, 2), "another day");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_gives_nothing_anew_unless_it_was_far_ahead() {
+        for is_restarted in [false, true] {
+            let test = Test::new();
+            let first = test.counts();
+            let all_of = |counts: &DayCounts, now| {
+                counts.take("a", 10 * MIB, 10 * MIB, &day(now)).expect("noted")
+            };
+            assert!(all_of(&first, 15));
+
+            let counts = if is_restarted {
+                drop(first);
+                test.counts()
+            } else {
+                first
+            };
+            assert!(!all_of(&counts, 14), "set back by a day");
+            assert!(!all_of(&counts, 13), "by two");
+            assert!(!all_of(&counts, 15), "the same day again");
+            assert!(all_of(&counts, 16), "the next one");
+            assert!(all_of(&counts, 13), "it had been far ahead");
+            assert!(!all_of(&counts, 13));
+        }
     }
 
     #[test]
