@@ -14,9 +14,11 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame};
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, watch},
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, transport::Channel};
 
 use crate::{limits, rate::Rate, wire::upload_body::UploadBody};
@@ -122,6 +124,42 @@ struct HeldNow<'a>(&'a Held);
 impl Drop for HeldNow<'_> {
     fn drop(&mut self) {
         self.0.now.store(false, Ordering::Relaxed);
+    }
+}
+
+/// The pace at which a thread reads what is not sent: what is sent has its pace on the way.
+#[derive(Debug)]
+pub(super) struct ReadPace {
+    /// Of the rule. Without one, the disk decides.
+    rule: Option<(Arc<Limiter>, Handle)>,
+    held: Arc<Held>,
+    /// Fires when nobody needs it any more.
+    pub(super) over: CancellationToken,
+}
+
+impl ReadPace {
+    /// With a limiter only on a runtime.
+    pub(super) fn new(
+        rule: Option<Arc<Limiter>>,
+        held: Arc<Held>,
+        over: CancellationToken,
+    ) -> Self {
+        Self { rule: rule.map(|limiter| (limiter, Handle::current())), held, over }
+    }
+
+    /// Waits until some of `want` bytes may be read, and returns how many; `None` after a `stop`. It
+    /// blocks.
+    pub(super) fn take(&self, want: usize, stop: &CancellationToken) -> Option<usize> {
+        let Some((limiter, runtime)) = &self.rule else {
+            return (!stop.is_cancelled()).then_some(want);
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => None,
+                piece = limiter.take(want, &self.held) => Some(piece),
+            }
+        })
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
         mpsc,
     },
     thread::{self, Scope},
@@ -15,8 +15,10 @@ use std::{
 
 use bytes::Bytes;
 use rustix::{fs::Advice, io::Errno};
+use tokio_util::sync::CancellationToken;
 
 use super::{
+    pace::ReadPace,
     page_cache::Footprint,
     resume::{Plan, Proof, Trail},
     source::OpenFile,
@@ -43,113 +45,141 @@ enum ReadError {
     Unheard,
 }
 
-/// Sends the chunks of the file that `plan` leaves to send, then Finish or Abort. Ends early,
-/// without either, once `send` returns false. Returns the values of what was read, if all of it,
-/// from the beginning, is proved: for the next attempt, in case that this one does not arrive.
-pub(super) fn read(
-    file: &OpenFile,
-    consistency: Consistency,
-    plan: &Plan,
-    pool: &Pool,
-    send: &mut dyn FnMut(Upload) -> bool,
-) -> Option<Trail> {
-    let mut trail = Trail::new(file.fingerprint, plan.kept.clone());
-    let mut is_proved = plan.proof == Proof::Known;
-    let read = read_whole(file, consistency, plan, pool, send, &mut trail, &mut is_proved);
-    let last = match read {
-        Ok(finish) => Some(finish),
-        Err(ReadError::Unheard) => None,
-        Err(err) => {
-            let reason = match err {
-                ReadError::Io(_) => FailReason::Io,
-                ReadError::KeptDiffers => FailReason::Integrity,
-                ReadError::Changed(_) | ReadError::Unheard => FailReason::SourceChanged,
-            };
-            is_proved &= reason == FailReason::Io;
-            Some(Upload::Abort { reason, detail: err.to_string() })
-        }
-    };
-    last.map(&mut *send);
-    is_proved.then_some(trail)
+/// What one attempt reads, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Reading<'a> {
+    pub(super) file: &'a OpenFile,
+    pub(super) consistency: Consistency,
+    pub(super) plan: &'a Plan,
+    pub(super) pool: &'a Pool,
+    /// For what is read without being sent: a server that offers to go on, again and again, makes
+    /// no more reading than the site allows. (It learns whether its values are those of the file;
+    /// it may have that file, and has to guess a mebibyte.)
+    pub(super) again: &'a ReadPace,
 }
 
-fn read_whole(
-    file: &OpenFile,
-    consistency: Consistency,
-    plan: &Plan,
-    pool: &Pool,
-    send: &mut dyn FnMut(Upload) -> bool,
-    trail: &mut Trail,
-    is_proved: &mut bool,
-) -> Result<Upload, ReadError> {
-    let size = file.fingerprint.size_bytes;
-    // Only advice: without it reading is slower, and as good.
-    let _ = rustix::fs::fadvise(file.file(), 0, None, Advice::Sequential);
-    let (digest, last_chunk) = thread::scope(|scope| {
-        let mut check = KeptCheck::new(scope, file, plan);
-        let mut last_chunk = None;
-        let digest = each_chunk(file, size, plan.kept.clone(), pool, |offset, data, value| {
-            check.look()?;
-            let chunk = Upload::Chunk { offset, crc32c: chunk::crc32c(&data), data };
-            if offset + limits::CHUNK_BYTES as u64 >= size {
-                last_chunk = Some(chunk.clone());
+impl Reading<'_> {
+    /// Sends the chunks of the file that the plan leaves to send, then Finish or Abort. Ends early,
+    /// without either, once `send` returns false. Returns the values of what was read, if all of
+    /// it, from the beginning, is proved: for the next attempt, in case that this one does not
+    /// arrive.
+    pub(super) fn read(self, send: &mut dyn FnMut(Upload) -> bool) -> Option<Trail> {
+        let mut trail = Trail::new(self.file.fingerprint, self.plan.kept.clone());
+        let mut is_proved = self.plan.proof == Proof::Known;
+        let last = match self.whole(send, &mut trail, &mut is_proved) {
+            Ok(finish) => Some(finish),
+            Err(ReadError::Unheard) => None,
+            Err(err) => {
+                let reason = match err {
+                    ReadError::Io(_) => FailReason::Io,
+                    ReadError::KeptDiffers => FailReason::Integrity,
+                    ReadError::Changed(_) | ReadError::Unheard => FailReason::SourceChanged,
+                };
+                is_proved &= reason == FailReason::Io;
+                Some(Upload::Abort { reason, detail: err.to_string() })
             }
-            if let Some(value) = value {
-                trail.push(value);
-            }
-            heard(send(chunk))
+        };
+        last.map(&mut *send);
+        is_proved.then_some(trail)
+    }
+
+    fn whole(
+        self,
+        send: &mut dyn FnMut(Upload) -> bool,
+        trail: &mut Trail,
+        is_proved: &mut bool,
+    ) -> Result<Upload, ReadError> {
+        let Self { file, consistency, plan, pool, again } = self;
+        let size = file.fingerprint.size_bytes;
+        // Only advice: without it reading is slower, and as good.
+        let _ = rustix::fs::fadvise(file.file(), 0, None, Advice::Sequential);
+        let (digest, last_chunk) = thread::scope(|scope| {
+            let mut check = KeptCheck::new(scope, file, plan, again);
+            let mut last_chunk = None;
+            let take = |offset, data: Bytes, value| {
+                check.look()?;
+                let chunk = Upload::Chunk { offset, crc32c: chunk::crc32c(&data), data };
+                if offset + limits::CHUNK_BYTES as u64 >= size {
+                    last_chunk = Some(chunk.clone());
+                }
+                if let Some(value) = value {
+                    trail.push(value);
+                }
+                heard(send(chunk))
+            };
+            let digest = each_chunk(file, size, plan.kept.clone(), pool, |_| Ok(()), take)?;
+            check.wait(|| heard(last_chunk.clone().is_none_or(&mut *send)))?;
+            Ok::<_, ReadError>((digest, last_chunk))
         })?;
-        check.wait(|| heard(last_chunk.clone().is_none_or(&mut *send)))?;
-        Ok::<_, ReadError>((digest, last_chunk))
-    })?;
-    *is_proved |= plan.proof == Proof::ReadAgain;
-    let mut trusted_bytes = if plan.proof == Proof::Fingerprint { plan.kept.bytes() } else { 0 };
-    let mut after = file.fingerprint_now()?;
-    let delivered = match change(&file.fingerprint, &after, consistency) {
-        Change::None => Delivered::Unchanged,
-        Change::Grew => {
-            if read_again(file, size, pool, last_chunk.as_ref(), send)? != digest {
-                return Err(ReadError::Changed("its first bytes are others when read again"));
+        *is_proved |= plan.proof == Proof::ReadAgain;
+        let is_trusted = plan.proof == Proof::Fingerprint;
+        let mut trusted_bytes = if is_trusted { plan.kept.bytes() } else { 0 };
+        let mut after = file.fingerprint_now()?;
+        let delivered = match change(&file.fingerprint, &after, consistency) {
+            Change::None => Delivered::Unchanged,
+            Change::Grew => {
+                if self.read_again(last_chunk.as_ref(), send)? != digest {
+                    return Err(ReadError::Changed("its first bytes are others when read again"));
+                }
+                after = file.fingerprint_now()?;
+                trusted_bytes = 0;
+                Delivered::Prefix
             }
-            after = file.fingerprint_now()?;
-            trusted_bytes = 0;
-            Delivered::Prefix
-        }
-        Change::Other(what) => return Err(ReadError::Changed(what)),
-    };
-    let finish = Finish { digest, delivered, trusted_bytes };
-    Ok(Upload::Finish { size, finish, fingerprint: after })
+            Change::Other(what) => return Err(ReadError::Changed(what)),
+        };
+        let finish = Finish { digest, delivered, trusted_bytes };
+        Ok(Upload::Finish { size, finish, fingerprint: after })
+    }
+
+    /// Computes the root once more. The server sees the last chunk repeated meanwhile, which it
+    /// ignores, so that it knows of a large file that this end is alive.
+    fn read_again(
+        self,
+        last_chunk: Option<&Upload>,
+        send: &mut dyn FnMut(Upload) -> bool,
+    ) -> Result<Digest, ReadError> {
+        let Self { file, pool, again, .. } = self;
+        let mut told = Instant::now();
+        let mut step = || {
+            if told.elapsed() < limits::REPEAT_CHUNK_EVERY {
+                return Ok(());
+            }
+            told = Instant::now();
+            heard(last_chunk.cloned().is_none_or(&mut *send))
+        };
+        let before = |bytes| await_pace(again, &again.over, bytes, &mut step);
+        let size = file.fingerprint.size_bytes;
+        each_chunk(file, size, Prefix::default(), pool, before, |_, _, _| Ok(()))
+    }
+}
+
+/// Waits until so many bytes may be read again; `each` is called for each part of them.
+fn await_pace(
+    again: &ReadPace,
+    stop: &CancellationToken,
+    bytes: usize,
+    mut each: impl FnMut() -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
+    let mut left = bytes;
+    while left > 0 {
+        left -= again.take(left, stop).ok_or(ReadError::Unheard)?;
+        each()?;
+    }
+    Ok(())
 }
 
 fn heard(is_heard: bool) -> Result<(), ReadError> {
     if is_heard { Ok(()) } else { Err(ReadError::Unheard) }
 }
 
-/// Computes the root once more. The server sees the last chunk repeated meanwhile, which it
-/// ignores, so that it knows of a large file that this end is alive.
-fn read_again(
-    file: &OpenFile,
-    size: u64,
-    pool: &Pool,
-    last_chunk: Option<&Upload>,
-    send: &mut dyn FnMut(Upload) -> bool,
-) -> Result<Digest, ReadError> {
-    let mut told = Instant::now();
-    each_chunk(file, size, Prefix::default(), pool, |_, _, _| {
-        if told.elapsed() < limits::REPEAT_CHUNK_EVERY {
-            return Ok(());
-        }
-        told = Instant::now();
-        heard(last_chunk.cloned().is_none_or(&mut *send))
-    })
-}
-
 /// Reads the file's first `size` bytes, without those that are `kept`, and returns the root of all.
+/// `before` is told how many bytes each read wants.
 fn each_chunk(
     file: &OpenFile,
     size: u64,
     kept: Prefix,
     pool: &Pool,
+    mut before: impl FnMut(usize) -> Result<(), ReadError>,
     mut take: impl FnMut(u64, Bytes, Option<Value>) -> Result<(), ReadError>,
 ) -> Result<Digest, ReadError> {
     let mut offset = kept.bytes();
@@ -158,6 +188,7 @@ fn each_chunk(
     while offset < size {
         let mut buffer = pool.take();
         let part = &mut buffer[..chunk::chunk_len(size, offset)];
+        before(part.len())?;
         footprint.before_read();
         if !fill(file, part, offset)? {
             return Err(ReadError::Changed("it became shorter"));
@@ -174,15 +205,20 @@ fn each_chunk(
 /// Reads the kept bytes again, on a thread beside the one that sends the rest.
 struct KeptCheck {
     result: Option<mpsc::Receiver<Result<(), ReadError>>>,
-    /// Chunks that were compared.
+    /// Counts on as long as it goes on.
     done: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
+    stop: CancellationToken,
 }
 
 impl KeptCheck {
     /// Begins, if that is the proof.
-    fn new<'scope>(scope: &'scope Scope<'scope, '_>, file: &'scope OpenFile, plan: &Plan) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    fn new<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        file: &'scope OpenFile,
+        plan: &Plan,
+        again: &'scope ReadPace,
+    ) -> Self {
+        let (stop, done) = (again.over.child_token(), Arc::new(AtomicU64::new(0)));
         if plan.proof != Proof::ReadAgain {
             return Self { result: None, done, stop };
         }
@@ -190,7 +226,7 @@ impl KeptCheck {
         let (kept, stopped, count) = (plan.kept.clone(), stop.clone(), done.clone());
         scope.spawn(move || {
             // Whoever asked may have gone.
-            drop(tell.send(compare(file, &kept, &stopped, &count)));
+            drop(tell.send(compare(file, &kept, again, &stopped, &count)));
         });
         Self { result: Some(result), done, stop }
     }
@@ -230,7 +266,7 @@ impl KeptCheck {
 
 impl Drop for KeptCheck {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.stop.cancel();
     }
 }
 
@@ -238,16 +274,18 @@ impl Drop for KeptCheck {
 fn compare(
     file: &OpenFile,
     kept: &Prefix,
-    stop: &AtomicBool,
+    again: &ReadPace,
+    stop: &CancellationToken,
     done: &AtomicU64,
 ) -> Result<(), ReadError> {
     let mut footprint = Footprint::new(file.file(), 0, kept.bytes());
     let mut buffer = vec![0; limits::CHUNK_BYTES];
     let mut found = Prefix::default();
     while found.bytes() < kept.bytes() {
-        if stop.load(Ordering::Relaxed) {
-            return Err(ReadError::Unheard);
-        }
+        await_pace(again, stop, buffer.len(), || {
+            done.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })?;
         let offset = found.bytes();
         footprint.before_read();
         if !fill(file, &mut buffer, offset)? {
@@ -255,7 +293,6 @@ fn compare(
         }
         footprint.after_read(offset, buffer.len());
         found.push(chunk::value(offset, &buffer));
-        done.store(found.chunks(), Ordering::Relaxed);
     }
     if found == *kept { Ok(()) } else { Err(ReadError::KeptDiffers) }
 }
@@ -373,6 +410,10 @@ mod tests {
         (temp, path, data)
     }
 
+    fn at_any_pace() -> ReadPace {
+        ReadPace::new(None, Arc::default(), CancellationToken::new())
+    }
+
     /// Reads the file; `meddle` is called once, after the first chunk.
     fn run(
         temp: &TempDir,
@@ -389,8 +430,9 @@ mod tests {
         let path_asked = path.to_str().expect("text").parse().expect("a path");
         let file = source.open(&Ok(Some(path_asked))).expect("open");
         let (mut sent, mut last, mut meddle) = (Vec::new(), None, Some(meddle));
-        let plan = Plan::from_zero("");
-        read(&file, consistency, &plan, &Pool::default(), &mut |message| {
+        let (plan, pool, again) = (Plan::from_zero(""), Pool::default(), at_any_pace());
+        let reading = Reading { file: &file, consistency, plan: &plan, pool: &pool, again: &again };
+        reading.read(&mut |message| {
             match message {
                 Upload::Chunk { offset, crc32c, data } => {
                     assert_eq!(offset, sent.len() as u64);
@@ -505,7 +547,10 @@ mod tests {
         );
         let file = source.open(&Ok(Some(root))).expect("open");
         let mut messages = 0;
-        read(&file, Consistency::Auto, &Plan::from_zero(""), &Pool::default(), &mut |_| {
+        let (plan, pool, again) = (Plan::from_zero(""), Pool::default(), at_any_pace());
+        let consistency = Consistency::Auto;
+        let reading = Reading { file: &file, consistency, plan: &plan, pool: &pool, again: &again };
+        reading.read(&mut |_| {
             messages += 1;
             false
         });

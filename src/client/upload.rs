@@ -18,9 +18,9 @@ use super::{
     audit::{self, Audit, Event},
     data_connection::DataConnections,
     disk_wait::DiskWait,
-    pace::{Limiter, Pace, Paced},
+    pace::{Limiter, Pace, Paced, ReadPace},
     policy::signed::Asked,
-    reader::{self, Pool},
+    reader::{Pool, Reading},
     resume::{Plan, Trails},
     source::{OpenFile, Source, SourceError},
     words::log_path,
@@ -166,11 +166,6 @@ impl Uploader {
         }
         let size = file.fingerprint.size_bytes;
         progress.size.store(size, Ordering::Relaxed);
-        // Before the disk is looked at: what is held back looks the same whether it is there or not.
-        let by_name = self.source.borrow().held_by_name(&command.path);
-        if let Some((hold, pause)) = by_name {
-            return held(hold, pause);
-        }
         if size > command.size_max {
             let detail = format!("it has {size} bytes; the server takes {}", command.size_max);
             return (Outcome::Failed(FailReason::TooLarge), detail);
@@ -242,7 +237,7 @@ impl Uploader {
             rule: String::new(),
             detail: detail.to_owned(),
         };
-        let Ok(permit) = self.readers.clone().try_acquire_owned() else {
+        let Ok(permit) = self.askers.clone().try_acquire_owned() else {
             return failed(READS_HANG);
         };
         let (source, path) = (self.source.borrow().clone(), path.map(Some));
@@ -285,7 +280,7 @@ impl Uploader {
         let opening = spawn_blocking(move || {
             #[cfg(test)]
             if let Ok(Some(path)) = &asked.path {
-                reader::hang(path.as_str(), "open-hangs");
+                super::reader::hang(path.as_str(), "open-hangs");
             }
             let file = match &client {
                 Some(client) => opens.open_for(&Asked { client, command: &asked }),
@@ -351,6 +346,9 @@ impl Uploader {
         let asked = Arc::clone(&disk);
         let terms = Arc::clone(&file.terms);
         let charged = Arc::clone(&terms);
+        let over = CancellationToken::new();
+        let again = ReadPace::new(terms.limiter.clone(), told.held.clone(), over.clone());
+        let _over = over.drop_guard();
         // Not awaited: it ends when nobody hears it, and one that hangs in a read must hold up
         // nobody.
         drop(spawn_blocking(move || {
@@ -371,7 +369,9 @@ impl Uploader {
                 heard && goes_on
             };
             if send(header) {
-                let trail = reader::read(&file, consistency, &plan, &buffers, &mut send);
+                let (file, plan, pool) = (&file, &plan, &buffers);
+                let reading = Reading { file, consistency, plan, pool, again: &again };
+                let trail = reading.read(&mut send);
                 if let Some(trail) = trail {
                     trails.keep(transfer, trail);
                 }

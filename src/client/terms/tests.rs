@@ -1,17 +1,20 @@
 //! A link whose policy has terms, and a server that asks for a file.
 
-use std::{fs, sync::Mutex};
+use std::{fs, io::Write as _, sync::Mutex, time::Instant};
 
 use super::*;
 use crate::{
+    chunk::{self, Prefix},
     client::{
         config::Shared,
         fake_server::{Client, FakeServer, FakeSession, FakeUpload},
         policy::Policy,
     },
     ids::{AttemptId, Epoch, TransferId},
-    transfer::{Consistency, FailReason},
-    wire::session::{Command, Explained, FromClient, FromServer, Outcome, PathVerdict, Upload},
+    transfer::{Consistency, Delivered, FailReason},
+    wire::session::{
+        Command, Explained, FromClient, FromServer, Outcome, PathVerdict, Resume, Upload,
+    },
 };
 
 const MIB: usize = 1 << 20;
@@ -60,6 +63,10 @@ impl Test {
     }
 
     async fn ask(&mut self) {
+        self.ask_to_go_on(None).await;
+    }
+
+    async fn ask_to_go_on(&mut self, resume: Option<Resume>) {
         self.epoch += 1;
         let path = self.file();
         let command = Command {
@@ -69,7 +76,7 @@ impl Test {
             size_max: 1 << 30,
             rate_max: None,
             signature: None,
-            resume: None,
+            resume,
         };
         self.session.say(FromServer::Download(command)).await;
     }
@@ -220,6 +227,53 @@ async fn the_rate_of_a_rule_holds_its_uploads_back() {
     };
 
     assert!(throttled);
+    drop(upload);
+    test.client.stop().await;
+}
+
+#[tokio::test]
+async fn the_rate_of_a_rule_holds_for_what_is_read_again_to_go_on() {
+    let hand = Hand::at("01T18:00:00");
+    let mut test = Test::start(&hand, "rate = '2MB/s'", 5 * MIB).await;
+    test.ask().await;
+    let mut upload = test.server.upload().await;
+    let Some(Upload::Header(header)) = upload.next().await else { panic!("no header") };
+    drop(upload);
+    test.outcome().await;
+    // This process knows nothing of another transfer.
+    test.transfer = TransferId::generate();
+    let mut kept = Prefix::default();
+    (0..4).for_each(|chunk| kept.push(chunk::value(chunk * MIB as u64, &vec![7; MIB])));
+
+    let begun = Instant::now();
+    test.ask_to_go_on(Some(Resume { fingerprint: header.fingerprint, kept })).await;
+    let mut upload = test.server.upload().await;
+
+    let (sent, end) = received(&mut upload).await;
+    assert!(sent == MIB && matches!(end, Some(Upload::Finish { .. })), "{sent} {end:?}");
+    // 5 MiB in all.
+    assert!(begun.elapsed() > Duration::from_millis(2400), "{:?}", begun.elapsed());
+    drop(upload);
+    test.client.stop().await;
+}
+
+#[tokio::test]
+async fn the_rate_of_a_rule_holds_for_what_is_read_again_because_it_grew() {
+    const SIZE: usize = 12 * MIB;
+    let hand = Hand::at("01T18:00:00");
+    let mut test = Test::start(&hand, "rate = '8MB/s'", SIZE).await;
+    let begun = Instant::now();
+    test.ask().await;
+    let mut upload = test.server.upload().await;
+    assert!(matches!(upload.next().await, Some(Upload::Header(_))));
+    let mut file = fs::OpenOptions::new().append(true).open(test.file()).expect("open");
+    file.write_all(b"more").expect("written");
+
+    let (sent, end) = received(&mut upload).await;
+    let Some(Upload::Finish { finish, .. }) = end else { panic!("{end:?}") };
+    assert_eq!((sent, finish.delivered), (SIZE, Delivered::Prefix));
+    // Twice.
+    assert!(begun.elapsed() > Duration::from_millis(2900), "{:?}", begun.elapsed());
     drop(upload);
     test.client.stop().await;
 }
