@@ -10,7 +10,8 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::{
-    allowance::Allowance, audit::Audit, sandbox::Held, shares::Shares, source::Source, upload::Progress,
+    allowance::Allowance, audit::Audit, sandbox::Held, shares::Shares, source::Source,
+    upload::Progress,
 };
 use crate::{
     ids::{RemotePath, SessionEpoch},
