@@ -1,11 +1,7 @@
 //! Names of things: newtypes that are checked when they are built, so that a value in hand is
 //! valid.
 
-use std::{
-    fmt,
-    str::FromStr,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -13,6 +9,12 @@ use uuid::Uuid;
 use crate::limits::{
     CLIENT_ID_BYTES_MAX, OPERATOR_BYTES_MAX, PATH_BYTES_MAX, REQUEST_ID_BYTES_MAX,
 };
+
+mod unix_ms;
+
+#[cfg(test)]
+pub(crate) use unix_ms::TEST_CLOCK;
+pub use unix_ms::UnixMs;
 
 /// Why a text is not the name that it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -333,54 +335,6 @@ pub fn bounded(mut text: String, bytes_max: usize) -> String {
     text.truncate(text.floor_char_boundary(bytes_max));
     text.shrink_to_fit();
     text
-}
-
-/// A moment on the wall clock: milliseconds since 1970-01-01 UTC, as the store keeps it.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default, Serialize, Deserialize,
-)]
-pub struct UnixMs(pub i64);
-
-#[cfg(test)]
-thread_local! {
-    /// What the wall clock says on this thread, for tests in which time must not pass by itself.
-    pub(crate) static TEST_CLOCK: std::cell::Cell<Option<UnixMs>> =
-        const { std::cell::Cell::new(None) };
-}
-
-impl UnixMs {
-    pub fn now() -> Self {
-        #[cfg(test)]
-        if let Some(at) = TEST_CLOCK.get() {
-            return at;
-        }
-        let since = std::time::SystemTime::now().duration_since(UNIX_EPOCH);
-        // A clock before 1970 counts as 1970.
-        Self(since.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX)))
-    }
-
-    /// Returns it as RFC 3339 has it, in UTC, with milliseconds. What the format has no year for is its last moment.
-    pub fn rfc3339(self) -> String {
-        /// 9999-12-31T23:59:59.999Z.
-        const LAST_MS: u64 = 253_402_300_799_999;
-        let ms = u64::try_from(self.0).unwrap_or(0).min(LAST_MS);
-        humantime::format_rfc3339_millis(UNIX_EPOCH + Duration::from_millis(ms)).to_string()
-    }
-
-    #[must_use]
-    pub fn plus(self, wait: Duration) -> Self {
-        Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
-    }
-
-    #[must_use]
-    pub fn minus(self, wait: Duration) -> Self {
-        Self(self.0.saturating_sub(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
-    }
-
-    /// Returns how long `earlier` is ago; zero if it is not.
-    pub fn since(self, earlier: Self) -> Duration {
-        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
-    }
 }
 
 /// Lets serde read and write a name by its text.

@@ -2,15 +2,11 @@
 //! short channel, the `UploadFile` call on the other. Whatever ends early lacks its Finish, and so
 //! cannot be taken for a file.
 
-use std::{
-    io,
-    sync::{Arc, OnceLock, atomic::Ordering},
-};
+use std::sync::{Arc, OnceLock, atomic::Ordering};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::spawn_blocking,
-    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -19,27 +15,28 @@ use super::{
     data_connection::DataConnections,
     disk_wait::DiskWait,
     pace::{Limiter, Pace, Paced, ReadPace},
-    policy::signed::Asked,
     reader::{Pool, Reading},
     resume::{Plan, Trails},
-    source::{OpenFile, Source, SourceError},
+    source::{OpenFile, Source},
     words::log_path,
 };
 use crate::{
-    ids::{AttemptId, ClientId, IdError, InstanceId, RemotePath, bounded},
+    ids::{AttemptId, ClientId, InstanceId, bounded},
     limits,
     transfer::FailReason,
     wire::{
         proto::file_transfer_client::FileTransferClient,
-        session::{Command, Explained, Header, Outcome, PathVerdict, Report, Upload},
+        session::{Command, Header, Outcome, Report, Upload},
         upload_body::UploadBody,
     },
 };
 
 mod ending;
+mod opening;
 mod progress;
 
-use ending::{Decision, HELD_BACK, answer, end_of_chunk, held, judge, note};
+use ending::{Answer, Decision, answer, end_of_chunk, held, judge, note};
+use opening::{NO_ANSWER, READS_HANG, Unopened};
 pub(super) use progress::Progress;
 
 /// What every attempt of this process needs.
@@ -217,88 +214,6 @@ impl Uploader {
         }
     }
 
-    /// Says what would become of a request for a path. It reads no byte.
-    pub(super) async fn explain(&self, path: Result<RemotePath, IdError>) -> Explained {
-        let shown = path.as_ref().map(|path| path.as_str().to_owned()).unwrap_or_default();
-        let explained = self.look(path).await;
-        let (verdict, why) = match explained.verdict {
-            PathVerdict::Allowed => ("allowed", &explained.rule),
-            PathVerdict::Denied => ("denied", &explained.detail),
-            PathVerdict::Failed => ("failed", &explained.detail),
-        };
-        let (verdict, why) = (verdict.to_owned(), why.clone());
-        self.audit.note_some(Event::Explain { path: shown, verdict, why });
-        explained
-    }
-
-    async fn look(&self, path: Result<RemotePath, IdError>) -> Explained {
-        let failed = |detail: &str| Explained {
-            verdict: PathVerdict::Failed,
-            rule: String::new(),
-            detail: detail.to_owned(),
-        };
-        let Ok(permit) = self.askers.clone().try_acquire_owned() else {
-            return failed(READS_HANG);
-        };
-        let (source, path) = (self.source.borrow().clone(), path.map(Some));
-        if source.held_by_name(&path).is_some() {
-            return failed(HELD_BACK);
-        }
-        let opening = spawn_blocking(move || {
-            let _permit = permit;
-            #[cfg(test)]
-            if let Ok(Some(path)) = &path {
-                super::reader::hang(path.as_str(), "open-hangs");
-            }
-            source.open(&path)
-        });
-        let Ok(opened) = timeout(limits::READ_WAIT, opening).await else {
-            return failed(NO_ANSWER);
-        };
-        match opened {
-            Ok(Ok(file)) => Explained {
-                verdict: PathVerdict::Allowed,
-                rule: file.terms.name.clone(),
-                detail: String::new(),
-            },
-            Ok(Err(err)) => {
-                let is_denied = matches!(err, SourceError::Denied(_));
-                let verdict = if is_denied { PathVerdict::Denied } else { PathVerdict::Failed };
-                Explained { verdict, ..failed(&err.to_string()) }
-            }
-            Err(_) => failed("the client met an error of its own"),
-        }
-    }
-
-    async fn open(
-        &self,
-        command: &Command,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(OpenFile, OwnedSemaphorePermit), Unopened> {
-        let (source, client) = (self.source.borrow().clone(), self.client.clone());
-        let (opens, asked) = (Arc::clone(&source), command.clone());
-        let opening = spawn_blocking(move || {
-            #[cfg(test)]
-            if let Ok(Some(path)) = &asked.path {
-                super::reader::hang(path.as_str(), "open-hangs");
-            }
-            let file = match &client {
-                Some(client) => opens.open_for(&Asked { client, command: &asked }),
-                None => opens.open(&asked.path),
-            };
-            file.map(|file| (file, permit))
-        });
-        // An open that hangs goes on, and is counted, as a read that does.
-        let opened = match timeout(limits::READ_WAIT, opening).await {
-            Ok(opened) => opened.unwrap_or_else(|err| Err(SourceError::Io(err.into()))),
-            Err(_) => Err(SourceError::Io(io::Error::new(io::ErrorKind::TimedOut, NO_ANSWER))),
-        };
-        opened.map_err(|err| {
-            let why = why_unopened(&source, command, &err);
-            Unopened { err, why: bounded(why, limits::DETAIL_BYTES_MAX) }
-        })
-    }
-
     /// Decides where to begin.
     fn plan(&self, command: &Command, file: &OpenFile) -> Plan {
         let trail = self.trails.take(command.attempt.transfer);
@@ -378,20 +293,14 @@ impl Uploader {
             }
             asked.answered();
         }));
-        let lease = self.data.lease();
         let pace = Pace {
             client: self.pace.clone(),
             rule: terms.limiter.clone(),
             own: command.rate_max,
             held: told.held.clone(),
         };
-        let body = UploadBody::new(receiver);
-        let mut client = FileTransferClient::new(Paced::new(lease.channel.clone(), body, pace))
-            .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
-        // The channel has the body.
-        let call = client.upload_file(tokio_stream::empty());
         let answer = tokio::select! {
-            answer = answer(call, &aborted) => answer,
+            answer = answer(self.call(receiver, pace), &aborted) => answer,
             (hold, pause) = terms.end() => return held(hold, pause),
             () = disk.hangs(limits::READ_WAIT) => {
                 return (Outcome::Failed(FailReason::Io), NO_ANSWER.to_owned());
@@ -402,43 +311,16 @@ impl Uploader {
         }
         judge(command.attempt, answer, decision.get())
     }
-}
 
-const READS_HANG: &str = "too many reads of the client's disks hang";
-
-const NO_ANSWER: &str = "the client's disk did not answer in time";
-
-/// A file that was not opened.
-struct Unopened {
-    err: SourceError,
-    /// For the site's own eyes.
-    why: String,
-}
-
-/// Logs why a file was not opened, and returns it. Only the log and the audit name what would do: the
-/// server learns nothing about what is outside.
-fn why_unopened(source: &Source, command: &Command, err: &SourceError) -> String {
-    match err {
-        SourceError::Denied(why) => {
-            let asked = asked_path(command);
-            let (path, why) = (log_path(asked), source.policy().explain(asked, *why));
-            tracing::warn!(%path, "denied: {why}");
-            return why;
-        }
-        // The kernel does not say which of the two it was.
-        SourceError::Unreadable { .. } => tracing::warn!(
-            "if this user may read it, the sandbox does not let it: a restart helps, if what is \
-             shared was mounted or replaced since the start"
-        ),
-        _ => {}
+    /// Sends messages as they come, at their pace.
+    async fn call(&self, messages: mpsc::Receiver<Upload>, pace: Pace) -> Answer {
+        let lease = self.data.lease();
+        let body = UploadBody::new(messages);
+        let mut client = FileTransferClient::new(Paced::new(lease.channel.clone(), body, pace))
+            .max_decoding_message_size(limits::CONTROL_MESSAGE_BYTES_MAX);
+        // The channel has the body.
+        client.upload_file(tokio_stream::empty()).await
     }
-    err.to_string()
-}
-
-/// Returns the path that was asked for; an empty one is of the default file, or is none.
-fn asked_path(command: &Command) -> &str {
-    let path = command.path.as_ref().ok().and_then(Option::as_ref);
-    path.map(RemotePath::as_str).unwrap_or_default()
 }
 
 #[cfg(all(test, feature = "server"))] // For the fake server.

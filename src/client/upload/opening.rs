@@ -1,0 +1,141 @@
+//! Opens what is asked for, off the reactor and not for ever, and says why not: little to the server,
+//! all of it to the site.
+
+use std::{io, sync::Arc};
+
+use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking, time::timeout};
+
+use super::{Uploader, ending::HELD_BACK};
+use crate::{
+    client::{
+        audit::Event,
+        policy::signed::Asked,
+        source::{OpenFile, Source, SourceError},
+        words::log_path,
+    },
+    ids::{IdError, RemotePath, bounded},
+    limits,
+    wire::session::{Command, Explained, PathVerdict},
+};
+
+pub(super) const READS_HANG: &str = "too many reads of the client's disks hang";
+
+pub(super) const NO_ANSWER: &str = "the client's disk did not answer in time";
+
+/// A file that was not opened.
+pub(super) struct Unopened {
+    pub(super) err: SourceError,
+    /// For the site's own eyes.
+    pub(super) why: String,
+}
+
+/// Logs why a file was not opened, and returns it. Only the log and the audit name what would do: the
+/// server learns nothing about what is outside.
+fn why_unopened(source: &Source, command: &Command, err: &SourceError) -> String {
+    match err {
+        SourceError::Denied(why) => {
+            let asked = asked_path(command);
+            let (path, why) = (log_path(asked), source.policy().explain(asked, *why));
+            tracing::warn!(%path, "denied: {why}");
+            return why;
+        }
+        // The kernel does not say which of the two it was.
+        SourceError::Unreadable { .. } => tracing::warn!(
+            "if this user may read it, the sandbox does not let it: a restart helps, if what is \
+             shared was mounted or replaced since the start"
+        ),
+        _ => {}
+    }
+    err.to_string()
+}
+
+/// Returns the path that was asked for; an empty one is of the default file, or is none.
+fn asked_path(command: &Command) -> &str {
+    let path = command.path.as_ref().ok().and_then(Option::as_ref);
+    path.map(RemotePath::as_str).unwrap_or_default()
+}
+
+impl Uploader {
+    /// Says what would become of a request for a path. It reads no byte.
+    pub(in crate::client) async fn explain(&self, path: Result<RemotePath, IdError>) -> Explained {
+        let shown = path.as_ref().map(|path| path.as_str().to_owned()).unwrap_or_default();
+        let explained = self.look(path).await;
+        let (verdict, why) = match explained.verdict {
+            PathVerdict::Allowed => ("allowed", &explained.rule),
+            PathVerdict::Denied => ("denied", &explained.detail),
+            PathVerdict::Failed => ("failed", &explained.detail),
+        };
+        let (verdict, why) = (verdict.to_owned(), why.clone());
+        self.audit.note_some(Event::Explain { path: shown, verdict, why });
+        explained
+    }
+
+    async fn look(&self, path: Result<RemotePath, IdError>) -> Explained {
+        let failed = |detail: &str| Explained {
+            verdict: PathVerdict::Failed,
+            rule: String::new(),
+            detail: detail.to_owned(),
+        };
+        let Ok(permit) = self.askers.clone().try_acquire_owned() else {
+            return failed(READS_HANG);
+        };
+        let (source, path) = (self.source.borrow().clone(), path.map(Some));
+        if source.held_by_name(&path).is_some() {
+            return failed(HELD_BACK);
+        }
+        let opening = spawn_blocking(move || {
+            let _permit = permit;
+            #[cfg(test)]
+            if let Ok(Some(path)) = &path {
+                crate::client::reader::hang(path.as_str(), "open-hangs");
+            }
+            source.open(&path)
+        });
+        let Ok(opened) = timeout(limits::READ_WAIT, opening).await else {
+            return failed(NO_ANSWER);
+        };
+        match opened {
+            Ok(Ok(file)) => Explained {
+                verdict: PathVerdict::Allowed,
+                rule: file.terms.name.clone(),
+                detail: String::new(),
+            },
+            Ok(Err(err)) => {
+                let is_denied = matches!(err, SourceError::Denied(_));
+                let verdict = if is_denied { PathVerdict::Denied } else { PathVerdict::Failed };
+                Explained { verdict, ..failed(&err.to_string()) }
+            }
+            Err(_) => failed("the client met an error of its own"),
+        }
+    }
+
+    /// Opens the file of a command.
+    pub(super) async fn open(
+        &self,
+        command: &Command,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<(OpenFile, OwnedSemaphorePermit), Unopened> {
+        let (source, client) = (self.source.borrow().clone(), self.client.clone());
+        let (opens, asked) = (Arc::clone(&source), command.clone());
+        let opening = spawn_blocking(move || {
+            #[cfg(test)]
+            if let Ok(Some(path)) = &asked.path {
+                crate::client::reader::hang(path.as_str(), "open-hangs");
+            }
+            let file = match &client {
+                Some(client) => opens.open_for(&Asked { client, command: &asked }),
+                None => opens.open(&asked.path),
+            };
+            file.map(|file| (file, permit))
+        });
+        // An open that hangs goes on, and is counted, as a read that does.
+        let opened = match timeout(limits::READ_WAIT, opening).await {
+            Ok(opened) => opened.unwrap_or_else(|err| Err(SourceError::Io(err.into()))),
+            Err(_) => Err(SourceError::Io(io::Error::new(io::ErrorKind::TimedOut, NO_ANSWER))),
+        };
+        opened.map_err(|err| {
+            let why = why_unopened(&source, command, &err);
+            Unopened { err, why: bounded(why, limits::DETAIL_BYTES_MAX) }
+        })
+    }
+}
