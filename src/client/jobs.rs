@@ -28,6 +28,10 @@ use crate::{
     },
 };
 
+mod reports;
+
+use reports::Reports;
+
 /// What is to be done about a command.
 #[derive(Debug, PartialEq, Eq)]
 enum Decision {
@@ -121,33 +125,6 @@ impl Table {
     }
 }
 
-/// Reports that the server has not acknowledged, in order, and whether this session has told them.
-#[derive(Debug, Default)]
-struct Reports {
-    kept: Vec<(Report, Told)>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    No,
-    Yes,
-}
-
-impl Reports {
-    fn keep(&mut self, report: Report) {
-        match self.kept.iter_mut().find(|(kept, _)| kept.attempt == report.attempt) {
-            Some(kept) => *kept = (report, Told::No),
-            None => self.kept.push((report, Told::No)),
-        }
-    }
-
-    fn next(&mut self) -> Option<Report> {
-        let (report, told) = self.kept.iter_mut().find(|(_, told)| *told == Told::No)?;
-        *told = Told::Yes;
-        Some(report.clone())
-    }
-}
-
 /// A running attempt.
 #[derive(Debug)]
 struct Running {
@@ -235,7 +212,7 @@ impl Jobs {
     fn room(&self) -> Room {
         // Each command that is taken makes a report, and reports are kept: so their bound is one of
         // commands.
-        let reports = self.reports.kept.len() + self.tasks.len();
+        let reports = self.reports.len() + self.tasks.len();
         if !self.taking || reports >= limits::REPORTS_MAX {
             Room::Nothing
         } else if self.running.len() >= self.commands_max() {
@@ -375,7 +352,7 @@ impl Jobs {
 
     /// Whether there is a report that this session has not told.
     pub(super) fn has_report(&self) -> bool {
-        self.reports.kept.iter().any(|(_, told)| *told == Told::No)
+        self.reports.has_next()
     }
 
     pub(super) fn next_report(&mut self) -> Option<Report> {
@@ -390,12 +367,12 @@ impl Jobs {
 
     /// Lets all reports be told again: in a new session, and when an answer is late.
     pub(super) fn tell_again(&mut self) {
-        self.reports.kept.iter_mut().for_each(|(_, told)| *told = Told::No);
+        self.reports.tell_again();
     }
 
     /// The server has taken the report.
     pub(super) fn acknowledged(&mut self, attempt: AttemptId) {
-        self.reports.kept.retain(|(report, _)| report.attempt != attempt);
+        self.reports.forget(attempt);
     }
 
     fn show(&self) {
@@ -504,20 +481,5 @@ mod tests {
         assert_eq!(table.known.len(), limits::COMMANDS_REMEMBERED_MAX + 1);
         assert_eq!(table.decide(&first, Room::ForOneMore), Decision::Start);
         assert_eq!(table.decide(&running, Room::ForOneMore), Decision::Known);
-    }
-
-    #[test]
-    fn reports_are_told_once_a_session_and_kept_until_taken() {
-        let one = delivered(&command(TransferId::generate(), 1));
-        let two = delivered(&command(TransferId::generate(), 1));
-        let mut reports = Reports::default();
-        reports.keep(one.clone());
-        reports.keep(two.clone());
-        assert_eq!(reports.next(), Some(one.clone()));
-        assert_eq!(reports.next(), Some(two));
-        assert_eq!(reports.next(), None);
-        reports.keep(one.clone());
-        assert_eq!(reports.next(), Some(one));
-        assert_eq!(reports.kept.len(), 2);
     }
 }
