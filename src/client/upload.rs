@@ -336,7 +336,7 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use tokio::time::sleep;
+    use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::{
