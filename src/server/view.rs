@@ -218,7 +218,7 @@ pub(crate) mod samples {
                 active_transfers: 1,
                 queued_transfers: 2,
                 audit_head: Some(AuditHead::NONE),
-                audit_back: None,
+                audit_back: Some(UnixMs(1_700_000_002_000)),
             },
             presence: Presence::Online,
             last_seen: UnixMs(1_700_000_005_000),
