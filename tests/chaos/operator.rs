@@ -31,6 +31,8 @@ pub struct Operator {
 
 #[derive(Default)]
 pub struct Seen {
+    /// What happens from now on is seen.
+    pub is_watching: bool,
     pub events: Vec<Transfer>,
     pub looks: Vec<Vec<Shown>>,
     pub rates: HashMap<String, u64>,
@@ -162,6 +164,7 @@ impl Operator {
             let resume_token = self.seen().token.clone();
             let request = proto::WatchTransfersRequest { resume_token, ..Default::default() };
             if let Ok(watch) = self.control().watch_transfers(request).await {
+                self.seen().is_watching = true;
                 let mut watch = watch.into_inner();
                 while let Ok(Some(item)) = watch.message().await {
                     self.note(item);

@@ -34,6 +34,9 @@ pub async fn run(plan: Plan, dir: &Path) -> Result<Outcome> {
     let operator = Operator::new(rig.target.clone());
     let mut watching = JoinSet::new();
     watch(&mut watching, &operator);
+    while !operator.seen().is_watching {
+        sleep(Duration::from_millis(5)).await;
+    }
     let mut asked = warm_up(&plan, dir, &operator, &digests).await;
 
     let begun = Instant::now();
