@@ -15,7 +15,17 @@ use rustix::fs::{CWD, RenameFlags};
 use tempfile::TempDir;
 
 use super::*;
-use crate::limits;
+use crate::{
+    chunk::{self, Prefix},
+    client::{
+        pace::ReadPace,
+        reader::{Pool, Reading},
+        resume::Plan,
+    },
+    limits,
+    transfer::Consistency,
+    wire::session::{Resume, Upload},
+};
 
 #[path = "../../../tests/evil_server/paths.rs"]
 mod paths;
@@ -144,6 +154,17 @@ fn exchange(a: &Path, b: &Path) {
 /// be said of what is not the open file.
 fn race(source: &Source, path: &Path, flips: [&Flip<'_>; 2], length: Duration, refusal: &str) {
     let path = path.to_str().expect("text");
+    race_of(&|| learnt(source, path), "4 bytes: open", flips, length, refusal);
+}
+
+/// The same, with another way to look.
+fn race_of(
+    look: &dyn Fn() -> String,
+    open: &str,
+    flips: [&Flip<'_>; 2],
+    length: Duration,
+    refusal: &str,
+) {
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for flip in flips {
@@ -158,8 +179,8 @@ fn race(source: &Source, path: &Path, flips: [&Flip<'_>; 2], length: Duration, r
         // No assert in here: it would leave the other threads running.
         let is_enough = |good, refused| good > 0 && refused > 0 && begun.elapsed() >= length;
         while !is_enough(good, refused) && bad.is_none() && begun.elapsed() < 20 * length {
-            match learnt(source, path) {
-                told if told == "4 bytes: open" => good += 1,
+            match look() {
+                told if told == open => good += 1,
                 told if told == refusal => refused += 1,
                 told => bad = Some(told),
             }
@@ -218,6 +239,49 @@ fn race_with_a_fifo(length: Duration) {
     race(&site.source(""), &file, [&files, &idle], length, refusal);
 }
 
+/// A file of which the server keeps the beginning, and a link out to one that is as long.
+fn race_on_resume(length: Duration) {
+    const SIZE: usize = 2 * limits::CHUNK_BYTES + 1;
+    let site = Site::new();
+    let (file, link) = (site.path("root/open"), site.path("root/out"));
+    fs::write(&file, vec![b'o'; SIZE]).expect("written");
+    fs::write(site.path("canary"), vec![b'c'; SIZE]).expect("written");
+    let source = site.source("");
+    let path = Ok(Some(file.to_str().expect("text").parse().expect("a path")));
+    let inode = source.open(&path).expect("there").fingerprint.inode;
+    let mut kept = Prefix::default();
+    kept.push(chunk::value(0, &vec![b'o'; limits::CHUNK_BYTES]));
+    let look = || match source.open(&path) {
+        Ok(file) => {
+            // The flips change its ctime, so that it would begin anew: here it goes on.
+            let offered = Resume { fingerprint: file.fingerprint, kept: kept.clone() };
+            if file.fingerprint.inode != inode {
+                return "another file".to_owned();
+            }
+            sent(&file, &Plan::new(Some(&offered), &file.fingerprint, None, false))
+        }
+        Err(err) => format!("{:?}: {err}", err.reason()),
+    };
+    let files = || exchange(&file, &link);
+    let idle = || thread::yield_now();
+    race_of(&look, "only o", [&files, &idle], length, DENIED);
+}
+
+/// Says what is sent of a file by a plan.
+fn sent(file: &OpenFile, plan: &Plan) -> String {
+    let (consistency, pool) = (Consistency::Auto, Pool::default());
+    let again = ReadPace::new(None, Arc::default(), CancellationToken::new());
+    let mut other = None;
+    let reading = Reading { file, consistency, plan, pool: &pool, again: &again };
+    reading.read(&mut |message| {
+        if let Upload::Chunk { data, .. } = message {
+            other = other.or(data.iter().copied().find(|byte| *byte != b'o'));
+        }
+        true
+    });
+    other.map_or_else(|| "only o".to_owned(), |byte| format!("a byte {byte}"))
+}
+
 const SAMPLE: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(15);
 
@@ -237,9 +301,15 @@ fn no_race_opens_what_is_no_file() {
 }
 
 #[test]
+fn no_race_leads_out_when_an_upload_goes_on() {
+    race_on_resume(SAMPLE);
+}
+
+#[test]
 #[ignore = "test-all: each race takes 15 s"]
 fn no_race_shows_anything_for_long() {
     race_with_links_out(LONG);
     race_with_links_to_excluded(LONG);
     race_with_a_fifo(LONG);
+    race_on_resume(LONG);
 }
