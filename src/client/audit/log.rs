@@ -151,6 +151,8 @@ impl Log {
             if metadata.size() > known.len {
                 rustix::fs::ftruncate(&file, known.len)?;
             }
+            // A process that was killed may have written lines, and not synced them.
+            file.sync_data()?;
             // Whoever made it, or was to sync its name before.
             rustix::fs::fsync(&self.dir)?;
             self.known = Some(known);
@@ -174,15 +176,27 @@ impl Log {
     }
 
     fn close_file(&self, current: &Current) -> io::Result<()> {
-        let name = closed_name(current.known.first);
+        self.rename(&closed_name(current.known.first))
+    }
+
+    /// Gives the current file another name, which no file has.
+    fn rename(&self, name: &str) -> io::Result<()> {
         let dir = &self.dir;
-        rustix::fs::renameat_with(dir, CURRENT, dir, &name, RenameFlags::NOREPLACE)?;
-        Ok(())
+        match rustix::fs::renameat_with(dir, CURRENT, dir, name, RenameFlags::NOREPLACE) {
+            // The file system (NFS) has no such rename; and nobody else writes here.
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            renamed => return Ok(renamed?),
+        }
+        match rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(rustix::fs::renameat(dir, CURRENT, dir, name)?),
+            Ok(_) => Err(Errno::EXIST.into()),
+            Err(err) => Err(err.into()),
+        }
     }
 
     fn put_aside(&mut self) -> io::Result<()> {
-        let (dir, file) = (&self.dir, format!("broken-{}.jsonl", UnixMs::now().0));
-        rustix::fs::renameat_with(dir, CURRENT, dir, &file, RenameFlags::NOREPLACE)?;
+        let file = format!("broken-{}.jsonl", UnixMs::now().0);
+        self.rename(&file)?;
         self.notices.push(Event::Broken { file });
         Ok(())
     }

@@ -8,7 +8,7 @@ use crate::{
     audit_head::AuditHead,
     ids::UnixMs,
     limits,
-    server::audit::{Action, Detail, Outcome},
+    server::audit::{Action, Detail},
 };
 
 impl Link {
@@ -27,7 +27,7 @@ impl Link {
             store.note_audit_head(&session.client, session.epoch, head, UnixMs::now()).await;
         match noted {
             Ok(None) => {}
-            Ok(Some(before)) => self.tell_back(before, head).await,
+            Ok(Some(before)) => self.tell_back(before, head),
             Err(err) => {
                 tracing::warn!(error = %err, "could not note where the client's audit stands");
                 return;
@@ -36,14 +36,13 @@ impl Link {
         self.audit_head = Some((head, now));
     }
 
-    async fn tell_back(&mut self, before: AuditHead, now: AuditHead) {
+    fn tell_back(&self, before: AuditHead, now: AuditHead) {
         tracing::error!(
             client_id = %self.session.client, %before, %now,
             "the client's own audit went back: lines that it had told of were removed or changed"
         );
         let about = [Detail::Text(format!("from {before} to {now}"))];
-        if let Err(err) = self.audited.note(Action::ClientAuditBack, &about, Outcome::Done).await {
-            err.log();
-        }
+        // Among the sessions: how many there are, the client decides.
+        self.audited.session(Action::ClientAuditBack, &about);
     }
 }
