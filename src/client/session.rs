@@ -224,19 +224,9 @@ impl Session {
             self.say_beat(jobs);
         }
         loop {
-            while self.queue.len() < limits::OUTBOX_MAX / 2
-                && let Some(report) = jobs.next_report()
-            {
-                self.queue.push_back(FromClient::Report(report));
-            }
-            while self.queue.len() < limits::OUTBOX_MAX / 2
-                && let Some((question, explained)) = jobs.next_answer()
-            {
-                self.queue.push_back(FromClient::Explanation { question, explained });
-            }
+            self.fill_queue(jobs);
             let has_room = self.queue.len() < limits::OUTBOX_MAX;
             let is_said = self.queue.is_empty() && !jobs.has_report();
-            let deadline = self.heard + self.silence;
             if leaving != Leaving::No && jobs.is_idle() && is_said {
                 drop(outbox);
                 return self.leave().await;
@@ -252,7 +242,7 @@ impl Session {
                         return end;
                     }
                 }
-                () = sleep_until(deadline) => return End::Silent(self.silence),
+                () = sleep_until(self.heard + self.silence) => return End::Silent(self.silence),
                 () = sleep_until(self.next_beat) => self.beat(jobs),
                 _ = look.tick(), if !jobs.is_idle() => {
                     if jobs.look_at_caps() {
@@ -282,6 +272,21 @@ impl Session {
                 }
                 () = until(leaving) => return End::Left,
             }
+        }
+    }
+
+    /// Queues what the jobs have to say, in at most half of the places: the rest is for answers to
+    /// what the server says.
+    fn fill_queue(&mut self, jobs: &mut Jobs) {
+        while self.queue.len() < limits::OUTBOX_MAX / 2
+            && let Some(report) = jobs.next_report()
+        {
+            self.queue.push_back(FromClient::Report(report));
+        }
+        while self.queue.len() < limits::OUTBOX_MAX / 2
+            && let Some((question, explained)) = jobs.next_answer()
+        {
+            self.queue.push_back(FromClient::Explanation { question, explained });
         }
     }
 

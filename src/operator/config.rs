@@ -104,14 +104,7 @@ impl Settings {
         let (timeout, deadline) = args.command.times();
         let bool_text = |value: Option<bool>| value.map(|b| b.to_string());
 
-        let flag = ("server", global.server.clone());
-        let server = picker.pick(flag, Some("SERVER_URL"), file.server, ServerUrl::parse);
-        let server = match &args.command {
-            Command::Login { url } => picker.pick(("url", Some(url.clone())), None, None, |text| {
-                ServerUrl::parse(text).and_then(secure)
-            }),
-            _ => server,
-        };
+        let server = said_server(&mut picker, args, file.server);
         let flag = ("insecure", global.insecure.clone());
         let insecure = picker.pick(flag, None, bool_text(file.insecure), settings::flag);
         let flag = ("json", global.json.clone());
@@ -146,12 +139,7 @@ impl Settings {
         let token =
             token(&args.command, global.token_file.clone().or(file.token_file), login.as_ref());
         let token = picker.take(token.map_err(ConfigError::from)).filter(|_| server.is_tls());
-        let proxy = picker.pick(("proxy", global.proxy.clone()), None, file.proxy, Proxies::parse);
-        let proxies = proxy.map_or_else(
-            || Proxies::from_variables(|name| std::env::var(name).ok()).map_err(ConfigError::from),
-            Ok,
-        );
-        let proxies = picker.take(proxies.map(Some)).unwrap_or_else(Proxies::off);
+        let proxies = proxies(&mut picker, global.proxy.clone(), file.proxy);
         let ca = global.ca.clone().or(file.ca).or_else(|| login.and_then(|login| login.ca));
         let form = if json == Some(true) { Form::Json } else { Form::Text };
         let log_format = log_format.unwrap_or_default();
@@ -184,6 +172,28 @@ impl Settings {
         };
         Route::new(&self.server, &trust, None, &self.proxies)
     }
+}
+
+/// Returns the server that the command line, the environment or the file names.
+fn said_server(picker: &mut Picker, args: &Args, from_file: Option<String>) -> Option<ServerUrl> {
+    let flag = ("server", args.global.server.clone());
+    let server = picker.pick(flag, Some("SERVER_URL"), from_file, ServerUrl::parse);
+    match &args.command {
+        Command::Login { url } => picker.pick(("url", Some(url.clone())), None, None, |text| {
+            ServerUrl::parse(text).and_then(secure)
+        }),
+        _ => server,
+    }
+}
+
+/// Returns the proxies that the command line or the file names, else the environment's.
+fn proxies(picker: &mut Picker, flag: Option<String>, from_file: Option<String>) -> Proxies {
+    let said = picker.pick(("proxy", flag), None, from_file, Proxies::parse);
+    let proxies = said.map_or_else(
+        || Proxies::from_variables(|name| std::env::var(name).ok()).map_err(ConfigError::from),
+        Ok,
+    );
+    picker.take(proxies.map(Some)).unwrap_or_else(Proxies::off)
 }
 
 /// Reads the key to sign with, if there is one and the command asks for a file.
