@@ -83,7 +83,10 @@ async fn what_cannot_be_put_on_record_is_not_sent() {
 
     session.say(FromServer::Download(command(&client, "root/file"))).await;
 
-    let report = session.report().await;
+    let report = tokio::select! {
+        report = session.report() => report,
+        _ = server.upload() => panic!("it was sent"),
+    };
     assert_eq!(report.outcome, Outcome::Failed(FailReason::Io));
     assert!(report.detail.starts_with("the client cannot write its audit"), "{report:?}");
     assert!(!server.has_upload());
