@@ -6,12 +6,21 @@ mod common;
 use std::{
     fs,
     process::{Command, Output},
+    time::Duration,
 };
 
-use common::{process::Process, server::TestServer};
+use common::{
+    process::Process,
+    raw::{RawSession, hello},
+    server::{Setup, TestServer},
+};
 use fts::{
     audit_head::AuditHead,
-    wire::proto::{Client, ExplainPathRequest, GetClientRequest, State},
+    ids::InstanceId,
+    wire::{
+        proto::{Client, ExplainPathRequest, GetClientRequest, State},
+        session::Hello,
+    },
 };
 use tempfile::TempDir;
 
@@ -114,7 +123,8 @@ async fn the_site_sees_what_was_asked_and_served_and_proves_that_it_is_all() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_sees_an_audit_that_goes_back() {
-    let server = TestServer::start().await;
+    let heartbeat = Duration::from_secs(1);
+    let server = TestServer::start_with(Setup { heartbeat, ..Setup::default() }).await;
     let site = Site::new();
     let process = site.start(&server);
     server.online("client-1").await;
@@ -141,6 +151,28 @@ async fn the_server_sees_an_audit_that_goes_back() {
     let after = noted(&server, |c| c.audit_back_time.is_some()).await;
     assert_ne!(after.audit_head, before.audit_head);
     third.kill();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_hello_that_comes_late_is_no_audit_that_goes_back() {
+    let server = TestServer::start().await;
+    let at = |seq| AuditHead { seq, hash: blake3::hash(b"a line").into() };
+    let mut session = RawSession::open(&server, "client-1").await;
+    session.told(at(7)).await;
+
+    // Of a dial that the client gave up before it wrote more.
+    let late = Hello { audit_head: Some(at(5)), ..hello("client-1", InstanceId::generate()) };
+    let mut late = RawSession::open_as(&server, late).await;
+
+    late.heard(Vec::new()).await;
+    let before = client(&server).await;
+    assert_eq!((head(&before), before.audit_back_time), (Some(at(7)), None));
+    // Who lives there tells it with its first heartbeat.
+    late.told(at(5)).await;
+    let after = client(&server).await;
+    assert_eq!(head(&after), Some(at(5)));
+    assert!(after.audit_back_time.is_some());
     server.stop().await;
 }
 

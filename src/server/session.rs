@@ -59,8 +59,9 @@ pub async fn serve(
         Ok((session, audit_head)) => {
             let span = crate::telemetry::session_span(&session.client, session.epoch);
             let mut link = Link::new(coordinator, session, audited, inbound, outbox);
+            link.audit_head = audit_head;
             link.expires_at = certificate.map(|certificate| when(certificate.expires));
-            tracing::Instrument::instrument(link.run(audit_head), span).await;
+            tracing::Instrument::instrument(link.run(), span).await;
         }
         Err(err) => {
             if err.is_of_rights() {
@@ -133,8 +134,10 @@ struct Link {
     /// When its certificate expires: then it must come with a new one.
     expires_at: Option<Instant>,
     quota: Quota,
-    /// Where the client's own audit stood when that was last noted, and when that was.
-    audit_head: Option<(AuditHead, Instant)>,
+    /// Where the client's own audit stands, as it last said.
+    audit_head: Option<AuditHead>,
+    /// Where that stood when it was last noted, and when that was.
+    audit_noted: Option<(AuditHead, Instant)>,
     _open: Ongoing,
 }
 
@@ -162,21 +165,18 @@ impl Link {
             expires_at: None,
             quota: Quota::new(now),
             audit_head: None,
+            audit_noted: None,
         }
     }
 
-    async fn run(mut self, audit_head: Option<AuditHead>) {
+    async fn run(mut self) {
         tracing::info!(
             host = ?self.session.host_name, address = self.session.address,
             instance = self.session.instance.short(), "client connected"
         );
-        let about = [
-            Detail::Session(self.session.epoch),
-            Detail::Instance(self.session.instance),
-            Detail::Host(self.session.host_name.clone()),
-        ];
-        self.audited.session(Action::SessionOpen, &about);
-        self.note_audit_head(audit_head).await;
+        let host = Detail::Host(self.session.host_name.clone());
+        self.tell(Action::SessionOpen, &[Detail::Instance(self.session.instance), host]);
+        self.note_first_audit_head().await;
         let end = match self.welcome() {
             Ok(()) => self.serve().await,
             Err(end) => end,
@@ -185,8 +185,7 @@ impl Link {
         self.next_place = None;
         self.farewell(&end);
         tracing::info!(why = %end, "client disconnected");
-        let about = [Detail::Session(self.session.epoch), Detail::Text(end.to_string())];
-        self.audited.session(Action::SessionEnd, &about);
+        self.tell(Action::SessionEnd, &[Detail::Text(end.to_string())]);
         if let Err(err) = self.coordinator.close_session(&self.session).await {
             // The sweeper finds what it left OFFERED.
             err.log();
@@ -194,6 +193,16 @@ impl Link {
         if let End::Refused(err) = end {
             drop(self.outbox.try_send(Err(err.into_status())));
         }
+    }
+
+    /// Puts it on record, with where the client's own audit stands: every head that it told, not
+    /// only the last one, holds it to what it wrote.
+    fn tell(&self, action: Action, about: &[Detail]) {
+        let session = Detail::Session(self.session.epoch);
+        let head = self.audit_head.map(Detail::AuditHead);
+        let about: Vec<_> =
+            [session].into_iter().chain(about.iter().cloned()).chain(head).collect();
+        self.audited.session(action, &about);
     }
 
     fn welcome(&mut self) -> Result<(), End> {
@@ -246,7 +255,7 @@ impl Link {
             FromClient::Heartbeat { seq, progress, jobs_max, audit_head } => {
                 self.answer(FromServer::HeartbeatAck { seq }).await?;
                 self.session.note_throttled(&progress);
-                self.note_audit_head(audit_head).await;
+                self.hear_audit_head(audit_head).await;
                 if jobs_max.is_some_and(|jobs_max| self.session.note_jobs_max(jobs_max)) {
                     self.act(None).await?;
                 }

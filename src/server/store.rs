@@ -50,6 +50,15 @@ pub struct SessionOpening {
     pub policy_digest: Option<Digest>,
 }
 
+/// Where a client says that its own audit stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SaidHead {
+    pub head: AuditHead,
+    /// Said in a Hello, which may come late: of a dial that the client gave up. Who lives in the
+    /// session says more.
+    pub is_of_hello: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientRecord {
     /// As of its last session.
@@ -193,12 +202,12 @@ pub trait Store: Send + Sync + 'static {
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError>;
 
     /// Notes where the audit of a client stands, if `session` is its latest. Returns where it stood
-    /// before, if what it says now does not follow from that.
+    /// before, if what it says now does not follow from that; nothing is noted then if it may be old.
     async fn note_audit_head(
         &self,
         client: &ClientId,
         session: SessionEpoch,
-        head: AuditHead,
+        said: SaidHead,
         at: UnixMs,
     ) -> Result<Option<AuditHead>, StoreError>;
 

@@ -3,6 +3,7 @@
 //! disk says.
 
 use fts::{
+    audit_head::AuditHead,
     limits,
     server::{
         access::{Role, Scope},
@@ -15,7 +16,7 @@ use fts::{
             self, admin_client::AdminClient, control_client::ControlClient,
             enrolment_client::EnrolmentClient,
         },
-        session::{FromClient, Outcome, Report, Upload},
+        session::{FromClient, Hello, Outcome, Report, Upload},
     },
 };
 use rcgen::{CertificateParams, KeyPair};
@@ -136,19 +137,28 @@ async fn what_is_out_of_scope_is_on_record_as_that() {
 #[tokio::test]
 async fn the_sessions_of_clients_are_on_record() {
     let secured = Secured::start().await;
-    let machine = Machine::start(&secured, "web-1").await;
+    let mut machine = Machine::start(&secured, "web-1").await;
     let instance = machine.session.instance;
+    let head = |seq| AuditHead { seq, hash: blake3::hash(b"its last line").into() };
+    machine.session.told(head(3)).await;
+    let again = Hello { audit_head: Some(head(4)), ..hello("web-1", instance) };
     drop(machine.session);
+    drop(RawSession::open_over(machine.channel.clone(), again).await);
 
     let lines = lines(secured).await;
 
     let [opened, ended] = ["session.open", "session.end"].map(|action| of(&lines, action));
-    assert_eq!((opened.len(), ended.len()), (1, 1));
-    for line in [opened[0], ended[0]] {
+    assert_eq!((opened.len(), ended.len()), (2, 2));
+    for line in opened.iter().chain(&ended) {
         assert_eq!((&line["actor"], &line["name"]), (&"client".into(), &"web-1".into()));
         assert!(line["from"].as_str().is_some_and(|from| from.starts_with("127.0.0.1:")));
-        assert_eq!(line["target"]["session"], opened[0]["target"]["session"]);
     }
+    assert_eq!(opened[0]["target"]["session"], ended[0]["target"]["session"]);
+    // What the client's own audit was, whatever becomes of it later.
+    let heads =
+        [opened[0], ended[0], opened[1], ended[1]].map(|line| &line["target"]["audit_head"]);
+    let [three, four] = [3, 4].map(|seq| Value::from(head(seq).to_string()));
+    assert_eq!(heads, [&Value::Null, &three, &four, &four]);
     assert_eq!(opened[0]["target"]["instance"], instance.short());
     assert!(ended[0]["target"]["text"].is_string(), "why: {}", ended[0]);
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use fts::{
+    audit_head::AuditHead,
     chunk::{RootBuilder, crc32c},
     ids::InstanceId,
     limits::CHUNK_BYTES,
@@ -97,8 +98,19 @@ impl RawSession {
 
     /// Says a heartbeat, and waits for its answer: all that was said before has been heard.
     pub async fn heard(&mut self, progress: Vec<UploadProgress>) {
+        self.beat(progress, None).await;
+    }
+
+    /// Tells where the client's own audit stands, and waits until that was noted.
+    pub async fn told(&mut self, head: AuditHead) {
+        self.beat(Vec::new(), Some(head)).await;
+        // A heartbeat is answered before it is noted.
+        self.heard(Vec::new()).await;
+    }
+
+    async fn beat(&mut self, progress: Vec<UploadProgress>, audit_head: Option<AuditHead>) {
         let seq = fastrand::u64(..);
-        self.say(FromClient::Heartbeat { seq, progress, jobs_max: None, audit_head: None }).await;
+        self.say(FromClient::Heartbeat { seq, progress, jobs_max: None, audit_head }).await;
         while self.next().await != (FromServer::HeartbeatAck { seq }) {}
     }
 

@@ -14,7 +14,7 @@ use fts::{
     limits,
     rate::Rate,
     server::store::{
-        Applied, Claim, Claimant, Created, Events, Party, Store, TransferFilter, Usage,
+        Applied, Claim, Claimant, Created, Events, Party, SaidHead, Store, TransferFilter, Usage,
         memory::MemoryStore, sqlite::SqliteStore,
     },
     signature::RequestSignature,
@@ -124,8 +124,14 @@ async fn an_audit_that_goes_back_is_told_once_and_stays_on_record(store: Arc<dyn
     let opening = opening(&client(1), InstanceId::generate());
     let older = store.open_session(&opening, at(1)).await.unwrap();
     let session = store.open_session(&opening, at(2)).await.unwrap();
+    let say = async |session, said, at_ms| {
+        store.note_audit_head(&client(1), session, said, at(at_ms)).await.unwrap()
+    };
     let note = async |session, head: AuditHead, at_ms| {
-        store.note_audit_head(&client(1), session, head, at(at_ms)).await.unwrap()
+        say(session, SaidHead { head, is_of_hello: false }, at_ms).await
+    };
+    let greet = async |head: AuditHead, at_ms| {
+        say(session, SaidHead { head, is_of_hello: true }, at_ms).await
     };
     let record = async || {
         let record = store.client(&client(1)).await.unwrap().unwrap();
@@ -137,9 +143,13 @@ async fn an_audit_that_goes_back_is_told_once_and_stays_on_record(store: Arc<dyn
     assert_eq!(note(session, head(9, "nine"), 5).await, None);
     // What an older session still says is out of date.
     assert_eq!(note(older, head(5, "five"), 6).await, None);
+    // And a Hello may come late; but it may tell of more.
+    assert_eq!(greet(head(5, "five"), 6).await, None);
     assert_eq!(record().await, (Some(head(9, "nine")), None));
+    assert_eq!(greet(head(10, "ten"), 6).await, None);
+    assert_eq!(record().await, (Some(head(10, "ten")), None));
 
-    assert_eq!(note(session, head(9, "other"), 7).await, Some(head(9, "nine")));
+    assert_eq!(note(session, head(9, "other"), 7).await, Some(head(10, "ten")));
     assert_eq!(record().await, (Some(head(9, "other")), Some(at(7))));
     assert_eq!(note(session, head(2, "two"), 8).await, Some(head(9, "other")));
     assert_eq!(note(session, head(3, "three"), 9).await, None);

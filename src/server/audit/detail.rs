@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer, ser::SerializeMap as _};
 
 use super::entry::Action;
 use crate::{
+    audit_head::AuditHead,
     ids::{ClientId, InstanceId, OperatorName, SessionEpoch, TransferId, UnixMs, bounded},
     limits,
     server::access::{Pattern, Role, Scope},
@@ -37,6 +38,8 @@ pub enum Detail {
     /// An instance of a client: as much of its id as tells it from others.
     Instance(InstanceId),
     Session(SessionEpoch),
+    /// Where the client's own audit stands, as it says.
+    AuditHead(AuditHead),
     Bytes(u64),
     Offset(u64),
     /// The method of a request, as gRPC or HTTP names it.
@@ -67,6 +70,7 @@ impl Detail {
             Self::Ttl(_) => "ttl_seconds",
             Self::Instance(_) => "instance",
             Self::Session(_) => "session",
+            Self::AuditHead(_) => "audit_head",
             Self::Expires(_) => "expires",
             Self::Bytes(_) => "bytes",
             Self::Offset(_) => "offset",
@@ -109,6 +113,7 @@ impl Serialize for Detail {
             Self::Ttl(ttl) => serializer.serialize_u64(ttl.as_secs()),
             Self::Instance(instance) => serializer.serialize_str(&instance.short()),
             Self::Session(epoch) => serializer.serialize_u64(epoch.0),
+            Self::AuditHead(head) => head.serialize(serializer),
             Self::Expires(at) => serializer.serialize_str(&at.rfc3339()),
             Self::Bytes(number) | Self::Offset(number) => serializer.serialize_u64(*number),
             Self::LeftOut(counts) => serializer

@@ -15,8 +15,8 @@ use crate::{
     server::{
         landing::{Disk, RealDisk, Space},
         store::{
-            Applied, Claim, Claimant, ClientRecord, Created, Events, Party, SessionOpening, Store,
-            StoreError, TransferFilter, Usage, memory::MemoryStore,
+            Applied, Claim, Claimant, ClientRecord, Created, Events, Party, SaidHead,
+            SessionOpening, Store, StoreError, TransferFilter, Usage, memory::MemoryStore,
         },
     },
     transfer::{Moment, State, Step, Transfer},
@@ -228,10 +228,10 @@ impl Store for FaultyStore {
         &self,
         client: &ClientId,
         session: SessionEpoch,
-        head: AuditHead,
+        said: SaidHead,
         at: UnixMs,
     ) -> Result<Option<AuditHead>, StoreError> {
-        call!(self, note_audit_head(client, session, head, at))
+        call!(self, note_audit_head(client, session, said, at))
     }
 
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError> {

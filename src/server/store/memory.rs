@@ -9,8 +9,8 @@ use std::{
 use async_trait::async_trait;
 
 use super::{
-    Applied, Claim, Claimant, ClientRecord, Created, Event, Events, Party, SessionOpening, Store,
-    StoreError, TransferFilter, Usage,
+    Applied, Claim, Claimant, ClientRecord, Created, Event, Events, Party, SaidHead,
+    SessionOpening, Store, StoreError, TransferFilter, Usage,
     credentials::{Identity, JoinToken, Operator},
     last_of_attempt,
 };
@@ -141,7 +141,7 @@ impl Store for MemoryStore {
         &self,
         client: &ClientId,
         session: SessionEpoch,
-        head: AuditHead,
+        said: SaidHead,
         at: UnixMs,
     ) -> Result<Option<AuditHead>, StoreError> {
         let mut records = self.records();
@@ -149,9 +149,13 @@ impl Store for MemoryStore {
         let Some(record) = record.filter(|record| record.session_epoch == session) else {
             return Ok(None);
         };
-        let before = record.audit_head.replace(head).filter(|before| !before.may_become(head));
-        record.audit_back = before.map(|_| at).or(record.audit_back);
-        Ok(before)
+        let back = record.audit_head.filter(|before| !before.may_become(said.head));
+        if back.is_some() && said.is_of_hello {
+            return Ok(None);
+        }
+        record.audit_head = Some(said.head);
+        record.audit_back = back.map(|_| at).or(record.audit_back);
+        Ok(back)
     }
 
     async fn note_seen(&self, seen: &[(ClientId, UnixMs)]) -> Result<(), StoreError> {

@@ -13,8 +13,8 @@ use sqlx::{
 };
 
 use super::{
-    Applied, Claim, Claimant, ClientRecord, Created, Events, Party, SessionOpening, Store,
-    StoreError, TransferFilter, Usage,
+    Applied, Claim, Claimant, ClientRecord, Created, Events, Party, SaidHead, SessionOpening,
+    Store, StoreError, TransferFilter, Usage,
 };
 use crate::{
     audit_head::AuditHead,
@@ -145,10 +145,10 @@ impl Store for SqliteStore {
         &self,
         client: &ClientId,
         session: SessionEpoch,
-        head: AuditHead,
+        said: SaidHead,
         at: UnixMs,
     ) -> Result<Option<AuditHead>, StoreError> {
-        let note = clients::NoteAuditHead { client: client.clone(), session, head, at };
+        let note = clients::NoteAuditHead { client: client.clone(), session, said, at };
         self.writer.write(note).await
     }
 

@@ -9,7 +9,7 @@ use super::{rows, writer::Verb};
 use crate::{
     audit_head::AuditHead,
     ids::{ClientId, SessionEpoch, UnixMs},
-    server::store::{ClientRecord, SessionOpening, StoreError},
+    server::store::{ClientRecord, SaidHead, SessionOpening, StoreError},
 };
 
 /// Notes a new session, and raises the session epoch.
@@ -43,7 +43,7 @@ impl Verb for NoteSeen {
 pub(super) struct NoteAuditHead {
     pub(super) client: ClientId,
     pub(super) session: SessionEpoch,
-    pub(super) head: AuditHead,
+    pub(super) said: SaidHead,
     pub(super) at: UnixMs,
 }
 
@@ -52,7 +52,7 @@ impl Verb for NoteAuditHead {
     type Done = Option<AuditHead>;
 
     async fn run(&self, tx: &mut SqliteConnection) -> Result<Option<AuditHead>, StoreError> {
-        let Self { client, session, head, at } = self;
+        let Self { client, session, said: SaidHead { head, is_of_hello }, at } = self;
         let known = "SELECT audit_head FROM clients WHERE id = $1 AND session_epoch = $2";
         let known = sqlx::query(known).bind(client.as_str()).bind(rows::big(session.0)?);
         let Some(row) = known.fetch_optional(&mut *tx).await? else { return Ok(None) };
@@ -61,6 +61,9 @@ impl Verb for NoteAuditHead {
             return Ok(None);
         }
         let back = known.filter(|known| !known.may_become(*head));
+        if back.is_some() && *is_of_hello {
+            return Ok(None);
+        }
         sqlx::query(
             "UPDATE clients SET audit_head = $2, audit_back_ms = coalesce($3, audit_back_ms)
              WHERE id = $1",
