@@ -171,7 +171,7 @@ impl Desk {
 
     fn write(&self, log: &mut Log, batch: Batch) {
         let Batch { notes, jobs } = batch;
-        let count = notes.len() as u64;
+        let count = notes.iter().map(Event::count).fold(0, u64::saturating_add);
         let (events, answers): (Vec<_>, Vec<_>) =
             jobs.into_iter().map(|job| (job.event, job.answer)).unzip();
         let events: Vec<_> = notes.into_iter().chain(events).collect();
@@ -212,5 +212,32 @@ impl Drop for Ending {
         self.0.begin_end();
         self.0.lock().jobs.clear();
         self.0.ended.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::{
+        client::{audit::Bounds, state_dir::StateDir},
+        ids::Digest,
+    };
+
+    #[test]
+    fn what_was_left_out_is_counted_also_when_that_cannot_be_written() {
+        let temp = tempfile::tempdir().expect("a directory");
+        let state = StateDir::open(&temp.path().join("state")).expect("free");
+        let bounds = Bounds { file_bytes: 1 << 20, files_max: 3 };
+        let mut log = Log::open(&state, bounds).expect("opened");
+        fs::remove_dir_all(temp.path().join("state/audit")).expect("removed");
+        let desk = Desk::new(log.head());
+
+        let notes = vec![Event::LeftOut { count: 1000 }, Event::Policy { policy: Digest::ZERO }];
+        desk.write(&mut log, Batch { notes, jobs: Vec::new() });
+
+        assert!(!desk.is_up());
+        assert_eq!(desk.lock().minute.left_out, 1001);
     }
 }

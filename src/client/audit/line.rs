@@ -63,6 +63,13 @@ pub(in crate::client) enum Event {
     Drop { file: String },
 }
 
+impl Event {
+    /// Returns how many lines are missing, if this one is.
+    pub(super) fn count(&self) -> u64 {
+        if let Self::LeftOut { count } = self { *count } else { 1 }
+    }
+}
+
 /// What was asked for, and by whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::client) struct Asked {
