@@ -59,8 +59,12 @@ pub(in crate::client) enum Event {
     Torn { bytes: u64 },
     /// The file did not follow from the lines before it; it was put aside.
     Broken { file: String },
-    /// The oldest file was removed, to make room.
-    Drop { file: String },
+    /// The oldest file is removed, to make room.
+    Drop {
+        file: String,
+        /// The number of the first line after it.
+        next: u64,
+    },
 }
 
 impl Event {

@@ -21,6 +21,8 @@ use crate::{audit_head::AuditHead, client::state_dir::StateDir, ids::UnixMs, lim
 /// In the state directory.
 const DIRECTORY: &str = "audit";
 pub(super) const CURRENT: &str = "audit.jsonl";
+/// Of a file that was put aside.
+const BROKEN: &str = "broken-";
 const OPEN_DIR: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
@@ -50,6 +52,9 @@ pub(super) struct Log {
 struct Current {
     file: File,
     known: Known,
+    /// After that there is what a crash left. It stays until the line that tells of it is there: a
+    /// kill between the two would take it away without a word.
+    is_torn: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -94,44 +99,57 @@ impl Log {
             Some(current) if self.is_in_place(&current)? => current,
             _ => self.open_current(Some(self.head))?,
         };
-        if current.known.len >= self.bounds.file_bytes {
+        let mut surplus = Vec::new();
+        // What is torn is cut off with a line of its own; what is closed stays as it is.
+        if current.known.len >= self.bounds.file_bytes && !current.is_torn {
             self.close_file(&current)?;
             current = self.open_current(Some(self.head))?;
-            self.remove_oldest()?;
+            surplus = self.surplus(&current)?;
         }
         let (mut lines, mut head, now) = (String::new(), self.head, UnixMs::now());
-        for event in self.notices.iter().chain(events) {
+        for event in self.notices.iter().chain(&surplus).chain(events) {
             head = line::write(event, head, now, &mut lines);
         }
         current.file.write_all_at(lines.as_bytes(), current.known.len)?;
-        current.file.sync_data()?;
         current.known.len += lines.len() as u64;
+        if current.is_torn {
+            current.file.set_len(current.known.len)?;
+        }
+        current.file.sync_data()?;
+        current.is_torn = false;
         self.head = head;
         self.notices.clear();
         self.known = Some(current.known);
         self.current = Some(current);
+        self.remove(&surplus);
         Ok(())
     }
 
-    /// Whether the file still has its name: somebody may have moved or removed it, and then lines
-    /// in it are lost.
+    /// Whether the file still has its name, and its lines: somebody may have moved, removed or
+    /// emptied it, and then lines in it are lost.
     fn is_in_place(&self, current: &Current) -> io::Result<bool> {
         match rustix::fs::statat(&self.dir, CURRENT, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok((stat.st_dev, stat.st_ino) == current.known.id),
+            Ok(stat) => {
+                let len = u64::try_from(stat.st_size).unwrap_or(0);
+                Ok((stat.st_dev, stat.st_ino) == current.known.id && len >= current.known.len)
+            }
             Err(Errno::NOENT) => Ok(false),
             Err(err) => Err(err.into()),
         }
     }
 
     /// Opens the current file anew, whose first line follows from `before`, if that is known; and
-    /// cuts what is not known to be whole and on stable storage.
+    /// cuts off what a call that failed has left there.
     fn open_current(&mut self, before: Option<AuditHead>) -> io::Result<Current> {
         for _ in 0..limits::OPEN_TRIES_MAX {
             let file = self.open_or_make()?;
             let metadata = file.metadata()?;
             let id = (metadata.dev(), metadata.ino());
-            let known = match self.known {
-                Some(known) if known.id == id && known.len <= metadata.size() => known,
+            let (known, torn) = match self.known {
+                Some(known) if known.id == id && known.len <= metadata.size() => {
+                    rustix::fs::ftruncate(&file, known.len)?;
+                    (known, 0)
+                }
                 _ => {
                     let found = follow(&file, before)?;
                     let rest = metadata.size().saturating_sub(found.len);
@@ -140,23 +158,20 @@ impl Log {
                         self.put_aside()?;
                         continue;
                     }
-                    if rest > 0 {
-                        self.notices.push(Event::Torn { bytes: rest });
-                    }
                     self.head = found.head;
                     let first = found.first.unwrap_or(found.head.seq + 1);
-                    Known { id, len: found.len, first }
+                    (Known { id, len: found.len, first }, rest)
                 }
             };
-            if metadata.size() > known.len {
-                rustix::fs::ftruncate(&file, known.len)?;
-            }
             // A process that was killed may have written lines, and not synced them.
             file.sync_data()?;
             // Whoever made it, or was to sync its name before.
             rustix::fs::fsync(&self.dir)?;
             self.known = Some(known);
-            return Ok(Current { file, known });
+            if torn > 0 {
+                self.notices.push(Event::Torn { bytes: torn });
+            }
+            return Ok(Current { file, known, is_torn: torn > 0 });
         }
         Err(io::Error::other("the file of the audit is replaced again and again"))
     }
@@ -168,11 +183,15 @@ impl Log {
         Ok(fd.into())
     }
 
-    /// Returns the last line of the last closed file.
+    /// Returns the last line of the last closed file. What is wrong before it is no reason to lose
+    /// the lines that follow from it: verify tells.
     fn last_closed(&self) -> io::Result<Option<AuditHead>> {
         let Some(last) = closed(&self.dir)?.pop() else { return Ok(None) };
-        let found = follow(&open(&self.dir, &last)?, None)?;
-        Ok(found.first.map(|_| found.head))
+        let (mut lines, mut head) = (Lines::new(open(&self.dir, &last)?), None);
+        while let Some(line) = lines.next_line()? {
+            head = line.check().ok().map(|link| link.head).or(head);
+        }
+        Ok(head)
     }
 
     fn close_file(&self, current: &Current) -> io::Result<()> {
@@ -195,25 +214,32 @@ impl Log {
     }
 
     fn put_aside(&mut self) -> io::Result<()> {
-        let file = format!("broken-{}.jsonl", UnixMs::now().0);
+        let file = format!("{BROKEN}{}.jsonl", UnixMs::now().0);
         self.rename(&file)?;
         self.notices.push(Event::Broken { file });
         Ok(())
     }
 
-    /// Removes what is too much; what cannot be removed is tried again when the next file is made.
-    fn remove_oldest(&mut self) -> io::Result<()> {
-        let mut closed = closed(&self.dir)?;
-        closed.truncate(closed.len().saturating_sub(self.bounds.files_max));
-        for file in closed {
-            match rustix::fs::unlinkat(&self.dir, &file, AtFlags::empty()) {
-                Ok(()) => self.notices.push(Event::Drop { file }),
-                Err(err) => {
-                    tracing::warn!(error = %err, file, "cannot remove an old file of the audit");
-                }
+    /// Returns which closed files are too many, oldest first, as the lines that tell of it.
+    fn surplus(&self, current: &Current) -> io::Result<Vec<Event>> {
+        let closed = closed(&self.dir)?;
+        let count = closed.len().saturating_sub(self.bounds.files_max);
+        let firsts = closed.iter().filter_map(|name| first_of(name));
+        let nexts: Vec<_> = firsts.skip(1).chain([current.known.first]).collect();
+        let surplus = closed.into_iter().zip(nexts).take(count);
+        Ok(surplus.map(|(file, next)| Event::Drop { file, next }).collect())
+    }
+
+    /// Removes them, once it is on record: what cannot be removed is tried again, and told again,
+    /// when the next file is made.
+    fn remove(&self, surplus: &[Event]) {
+        for event in surplus {
+            if let Event::Drop { file, .. } = event
+                && let Err(err) = rustix::fs::unlinkat(&self.dir, file, AtFlags::empty())
+            {
+                tracing::warn!(error = %err, file, "cannot remove an old file of the audit");
             }
         }
-        Ok(())
     }
 }
 
@@ -233,11 +259,20 @@ pub(super) fn look(state_dir: &StateDir) -> io::Result<Option<OwnedFd>> {
 
 /// Returns the names of the closed files, oldest first.
 pub(super) fn closed(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    names(dir, |name| first_of(name).is_some())
+}
+
+/// Returns the names of the files that were put aside, oldest first.
+pub(super) fn broken(dir: &OwnedFd) -> io::Result<Vec<String>> {
+    names(dir, |name| name.starts_with(BROKEN))
+}
+
+fn names(dir: &OwnedFd, wanted: impl Fn(&str) -> bool) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
         if let Ok(name) = entry.file_name().to_str()
-            && is_closed(name)
+            && wanted(name)
         {
             names.push(name.to_owned());
         }
@@ -246,9 +281,10 @@ pub(super) fn closed(dir: &OwnedFd) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-fn is_closed(name: &str) -> bool {
-    let digits = name.strip_prefix("audit-").and_then(|rest| rest.strip_suffix(".jsonl"));
-    digits.is_some_and(|digits| digits.parse().is_ok_and(|first| closed_name(first) == name))
+/// Returns the number of the first line of a closed file; `None`, if that is no name of one.
+fn first_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("audit-")?.strip_suffix(".jsonl")?;
+    digits.parse().ok().filter(|first| closed_name(*first) == name)
 }
 
 /// Opens a file of the audit, to be read.
@@ -265,7 +301,7 @@ struct Followed {
     head: AuditHead,
     /// The number of the first of them.
     first: Option<u64>,
-    /// After one that does not, there are whole lines again.
+    /// After one that does not, there are whole lines again; or it is one that was changed.
     goes_on: bool,
 }
 
@@ -276,7 +312,8 @@ fn follow(file: &File, before: Option<AuditHead>) -> io::Result<Followed> {
     let mut found = Followed { len: 0, head, first: None, goes_on: false };
     let mut lines = Lines::new(file.try_clone()?);
     while let Some(line) = lines.next_line()? {
-        let link = line.check().ok();
+        let checked = line.check();
+        let link = checked.ok();
         is_good &= link.is_some_and(|link| before.is_none_or(|before| before == link.prev));
         match link {
             Some(link) if is_good => {
@@ -285,7 +322,7 @@ fn follow(file: &File, before: Option<AuditHead>) -> io::Result<Followed> {
                 found.len += line.text.len() as u64 + 1;
                 before = Some(link.head);
             }
-            _ => found.goes_on |= link.is_some(),
+            _ => found.goes_on |= checked != Err(LineError::Form),
         }
     }
     Ok(found)

@@ -8,7 +8,7 @@ use std::{
 use super::{
     line::{self, Asked, Event, Line},
     log::Lines,
-    verify::{LookError, files},
+    verify::{Files, LookError},
 };
 use crate::client::words::log_path;
 
@@ -24,7 +24,7 @@ pub enum ShowError {
 
 /// Writes all lines: one for each, of words, or the JSON that is in the file.
 pub fn show(state_dir: &Path, as_json: bool, to: &mut dyn Write) -> Result<(), ShowError> {
-    for (_, file) in files(state_dir)? {
+    for (_, file) in Files::open(state_dir)?.all {
         let mut lines = Lines::new(file);
         while let Some(line) = lines.next_line()? {
             if !line.whole {
@@ -48,6 +48,7 @@ pub fn show(state_dir: &Path, as_json: bool, to: &mut dyn Write) -> Result<(), S
 fn words(line: &Line) -> String {
     let (what, said) = match &line.event {
         Event::Start { version, client, server, policy } => {
+            let [version, client, server] = [version, client, server].map(|s| s.escape_debug());
             ("start", format!("fts-client {version} as {client} for {server}; policy {policy}"))
         }
         Event::Policy { policy } => ("policy", policy.to_string()),
@@ -56,12 +57,13 @@ fn words(line: &Line) -> String {
         }
         Event::End { asked, outcome, sent, blake3, detail } => {
             let digest = blake3.map(|digest| format!("; BLAKE3 {digest}")).unwrap_or_default();
+            let outcome = outcome.escape_debug();
             let detail = if detail.is_empty() { String::new() } else { format!(": {detail:?}") };
             ("end", format!("{}; {outcome} at {sent} bytes{digest}{detail}", about(asked)))
         }
         Event::Refuse { asked, why } => ("refuse", format!("{}; {why:?}", about(asked))),
         Event::Explain { path, verdict, why } => {
-            ("explain", format!("{}; {verdict}: {why:?}", log_path(path)))
+            ("explain", format!("{}; {}: {why:?}", log_path(path), verdict.escape_debug()))
         }
         Event::LeftOut { count } => ("left_out", format!("{count} lines had no room")),
         Event::Torn { bytes } => {
@@ -70,7 +72,9 @@ fn words(line: &Line) -> String {
         Event::Broken { file } => {
             ("broken", format!("did not follow, and was put aside: {file:?}"))
         }
-        Event::Drop { file } => ("drop", format!("removed to make room: {file:?}")),
+        Event::Drop { file, next } => {
+            ("drop", format!("removed to make room, the lines before {next}: {file:?}"))
+        }
     };
     format!("{} {} {what} {said}", line.seq, line.time.escape_debug())
 }

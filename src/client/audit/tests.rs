@@ -114,8 +114,11 @@ fn the_oldest_files_go_and_that_is_on_record() {
     let found = site.verify(None);
     assert!(found.is_whole(), "{found}");
     assert!(found.first > 1);
-    let drops = site.events().into_iter().filter(|event| matches!(event, Event::Drop { .. }));
-    assert!(drops.count() > 0);
+    let dropped = site.events().into_iter().filter_map(|event| match event {
+        Event::Drop { next, .. } => Some(next),
+        _ => None,
+    });
+    assert_eq!(dropped.max(), Some(found.first));
     // Without the files before, the next process goes on all the same.
     let next = site.log();
     assert_eq!(next.head(), log.head());
@@ -123,14 +126,20 @@ fn the_oldest_files_go_and_that_is_on_record() {
 
 #[test]
 fn a_torn_tail_is_cut_off_and_that_is_on_record() {
-    for torn in [&b"{\"seq\":3,"[..], b"\0\0\0\0", b"{\"seq\":3,\n\0"] {
+    let with_a_line_feed = [&b"\n\0"[..], &[b'x'; 4096]].concat();
+    for torn in [&b"{\"seq\":3,"[..], b"\0\0\0\0", b"{\"seq\":3,\n\0", &with_a_line_feed[..]] {
         let site = Site::new();
         let mut log = site.log();
         log.append(&[event("/a"), event("/b")]).expect("written");
         let before = log.head();
         drop(log);
         edit(&site.current(), |bytes| bytes.extend_from_slice(torn));
+        let found = site.verify(Some(before));
+        assert!(found.is_whole(), "{found}");
+        assert_eq!(found.torn_bytes, torn.len() as u64);
 
+        // One that is killed before it has said so takes nothing away.
+        drop(site.log());
         let mut log = site.log();
         log.append(&[event("/c")]).expect("written");
 
@@ -139,6 +148,22 @@ fn a_torn_tail_is_cut_off_and_that_is_on_record() {
         assert!(found.is_whole(), "{found}");
         assert_eq!(site.events()[2], Event::Torn { bytes: torn.len() as u64 });
     }
+}
+
+#[test]
+fn a_full_file_is_not_closed_with_a_torn_tail() {
+    let mut site = Site::new();
+    site.bounds = Bounds { file_bytes: 1, files_max: 3 };
+    site.log().append(&[event("/a")]).expect("written");
+    edit(&site.current(), |bytes| bytes.extend_from_slice(b"torn"));
+    let mut log = site.log();
+    for _ in 0..2 {
+        log.append(&[event("/b")]).expect("written");
+    }
+
+    let found = site.verify(Some(log.head()));
+    assert!(found.is_whole(), "{found}");
+    assert_eq!(site.events()[1], Event::Torn { bytes: 4 });
 }
 
 #[test]
@@ -164,6 +189,106 @@ fn what_was_changed_is_put_aside_and_never_goes_unseen() {
     let found = site.verify(None);
     assert!(!found.is_whole(), "{found}");
     assert!(!heads[3].may_become(log.head()), "the server sees it too");
+}
+
+#[test]
+fn the_last_line_is_none_of_a_crash_if_it_was_changed() {
+    let site = Site::new();
+    let mut log = site.log();
+    log.append(&[event("/a"), event("/b")]).expect("written");
+    drop(log);
+    edit(&site.current(), |bytes| {
+        let at = bytes.windows(2).rposition(|at| at == b"/b").expect("there");
+        bytes[at + 1] = b'c';
+    });
+    assert!(!site.verify(None).is_whole());
+
+    site.log().append(&[event("/d")]).expect("written");
+
+    let found = site.verify(None);
+    assert!(!found.is_whole(), "{found}");
+}
+
+#[test]
+fn what_was_put_aside_is_told_by_verify_also_after_a_kill() {
+    let site = Site::new();
+    let mut log = site.log();
+    log.append(&[event("/a"), event("/b")]).expect("written");
+    drop(log);
+    edit(&site.current(), |bytes| bytes[20] ^= 1);
+
+    // Killed before it has written a line of it.
+    drop(site.log());
+
+    assert!(site.names().iter().any(|name| name.starts_with("broken-")), "{:?}", site.names());
+    let found = site.verify(None);
+    assert!(!found.is_whole(), "{found}");
+}
+
+#[test]
+fn a_file_is_removed_once_a_line_says_so() {
+    let mut site = Site::new();
+    site.bounds = Bounds { file_bytes: 1, files_max: 2 };
+    let mut log = site.log();
+    for _ in 0..3 {
+        log.append(&[event("/a")]).expect("written");
+    }
+    // It cannot be removed.
+    let oldest = site.names().swap_remove(0);
+    fs::remove_file(site.path(&oldest)).expect("removed");
+    fs::create_dir(site.path(&oldest)).expect("made");
+
+    log.append(&[event("/b")]).expect("written");
+
+    fs::remove_dir(site.path(&oldest)).expect("still there");
+    let drop = Event::Drop { file: oldest, next: 2 };
+    assert!(site.events().contains(&drop), "{:?}", site.events());
+}
+
+#[test]
+fn lines_that_are_gone_from_the_begin_are_missed() {
+    let mut site = Site::new();
+    site.bounds = Bounds { file_bytes: 1, files_max: 2 };
+    let mut log = site.log();
+    for _ in 0..6 {
+        log.append(&[event("/a")]).expect("written");
+    }
+    assert!(site.verify(None).is_whole());
+    fs::remove_file(site.path(&site.names()[0])).expect("removed");
+    let found = site.verify(Some(log.head()));
+    assert!(!found.is_whole(), "{found}");
+
+    for take_away in [fs::remove_file as fn(PathBuf) -> _, |path| fs::write(path, "")] {
+        let site = Site::new();
+        let mut log = site.log();
+        log.append(&[event("/a")]).expect("written");
+        take_away(site.current()).expect("taken away");
+        log.append(&[event("/b")]).expect("written");
+        let found = site.verify(Some(log.head()));
+        assert!(!found.is_whole(), "{found}");
+        assert_eq!((found.first, found.head), (2, log.head()));
+        assert_eq!(site.log().head(), log.head());
+    }
+}
+
+#[test]
+fn a_closed_file_that_was_damaged_costs_no_line_after_it() {
+    let mut site = Site::new();
+    site.bounds = Bounds { file_bytes: 900, files_max: 9 };
+    let mut log = site.log();
+    for _ in 0..5 {
+        log.append(&[event("/a")]).expect("written");
+    }
+    let names = site.names();
+    assert_eq!(names.len(), 2, "{names:?}");
+    edit(&site.path(&names[0]), |bytes| {
+        let mut of_paths = (0..bytes.len()).filter(|at| bytes[*at..].starts_with(b"/a"));
+        let second = of_paths.nth(1).expect("there");
+        bytes[second + 1] = b'b';
+    });
+    let again = site.log();
+    assert_eq!((again.head(), site.names()), (log.head(), names));
+    assert!(!site.verify(None).is_whole());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::{fmt, fs::File, io, path::Path};
 
 use super::{
-    line::{self, Event},
+    line::{self, Event, LineError},
     log::{self, CURRENT, Lines},
 };
 use crate::{audit_head::AuditHead, client::state_dir::StateDir, limits};
@@ -34,18 +34,42 @@ pub struct Verified {
 /// server has, its line must be there and be that one.
 pub fn verify(state_dir: &Path, told: Option<AuditHead>) -> Result<Verified, LookError> {
     let failed = |source| LookError { dir: state_dir.display().to_string(), source };
-    let files = files(state_dir)?;
-    let mut walk = Walk::new(told);
-    for (name, file) in files {
+    let files = Files::open(state_dir)?;
+    let mut walk = Walk { told, ..Walk::default() };
+    for (name, file) in files.all {
         walk.file(&name, file).map_err(failed)?;
+    }
+    // That the client has ended before it could write a line of it is no reason to keep silent.
+    for name in files.broken {
+        if !walk.broken.contains(&name) {
+            walk.problems.add(format!("{name}: lines that did not follow were put aside there"));
+        }
     }
     Ok(walk.end())
 }
 
-/// Opens the files of the audit, oldest first.
-pub(super) fn files(state_dir: &Path) -> Result<Vec<(String, File)>, LookError> {
-    let failed = |source| LookError { dir: state_dir.display().to_string(), source };
-    let look = || -> io::Result<Option<Vec<(String, File)>>> {
+/// The files of the audit, open.
+pub(super) struct Files {
+    /// Oldest first.
+    pub(super) all: Vec<(String, File)>,
+    /// The names of those that were put aside.
+    broken: Vec<String>,
+}
+
+impl Files {
+    pub(super) fn open(state_dir: &Path) -> Result<Self, LookError> {
+        let failed = |source| LookError { dir: state_dir.display().to_string(), source };
+        for _ in 0..limits::OPEN_TRIES_MAX {
+            if let Some(files) = Self::look(state_dir).map_err(failed)? {
+                return Ok(files);
+            }
+        }
+        Err(failed(io::Error::other("its files change all the time")))
+    }
+
+    /// Returns `None`, if a file was closed meanwhile: then some of them are not what they were
+    /// taken for.
+    fn look(state_dir: &Path) -> io::Result<Option<Self>> {
         let state_dir = StateDir::look(state_dir).map_err(io::Error::other)?;
         let no_audit = || io::Error::new(io::ErrorKind::NotFound, "there is none");
         let dir = log::look(&state_dir)?.ok_or_else(no_audit)?;
@@ -57,67 +81,109 @@ pub(super) fn files(state_dir: &Path) -> Result<Vec<(String, File)>, LookError> 
             Err(err) if name == CURRENT && err.kind() == io::ErrorKind::NotFound => None,
             Err(err) => Some(Err(err)),
         };
-        let files = all.filter_map(open).collect::<io::Result<Vec<_>>>();
-        // If a file was closed meanwhile, some of these are not what they were taken for.
-        if log::closed(&dir)? == names { files.map(Some) } else { Ok(None) }
-    };
-    for _ in 0..limits::OPEN_TRIES_MAX {
-        match look() {
-            Ok(Some(files)) => return Ok(files),
-            Ok(None) => {}
-            Err(err) => return Err(failed(err)),
+        let all = all.filter_map(open).collect::<io::Result<Vec<_>>>();
+        if log::closed(&dir)? != names {
+            return Ok(None);
         }
+        Ok(Some(Self { all: all?, broken: log::broken(&dir)? }))
     }
-    Err(failed(io::Error::other("its files change all the time")))
 }
 
+/// The first of them, and how many there are.
+#[derive(Default)]
+struct Problems {
+    shown: Vec<String>,
+    count: usize,
+}
+
+impl Problems {
+    fn add(&mut self, text: String) {
+        self.count += 1;
+        if self.shown.len() < PROBLEMS_MAX {
+            self.shown.push(text);
+        }
+    }
+
+    /// Moves all of `others` here.
+    fn take(&mut self, others: &mut Self) {
+        let others = std::mem::take(others);
+        self.count += others.count;
+        let room = PROBLEMS_MAX - self.shown.len();
+        self.shown.extend(others.shown.into_iter().take(room));
+    }
+}
+
+/// What is at the end of a file, and is no line.
+#[derive(Default)]
+struct Rest {
+    bytes: u64,
+    problems: Problems,
+}
+
+#[derive(Default)]
 struct Walk {
     told: Option<AuditHead>,
     first: Option<u64>,
     last: Option<AuditHead>,
     told_was_met: bool,
+    /// Lines before that one were removed to make room, as later ones say.
+    dropped_to: u64,
+    /// Files that were put aside, as lines say.
+    broken: Vec<String>,
     torn_bytes: u64,
-    problems: Vec<String>,
-    count: usize,
+    problems: Problems,
 }
 
 impl Walk {
-    fn new(told: Option<AuditHead>) -> Self {
-        let told_was_met = false;
-        let (first, last, torn_bytes, count) = (None, None, 0, 0);
-        Self { told, first, last, told_was_met, torn_bytes, problems: Vec::new(), count }
-    }
-
     fn file(&mut self, name: &str, file: File) -> io::Result<()> {
         let mut lines = Lines::new(file);
-        let mut number = 0_u64;
+        let (mut number, mut rest) = (0_u64, Rest::default());
         while let Some(line) = lines.next_line()? {
             number += 1;
-            if !line.whole && name == CURRENT {
-                self.torn_bytes += line.text.len() as u64;
-                continue;
-            }
-            let link = match line.check() {
+            let checked = line.check();
+            let problem = |what: &dyn fmt::Display| format!("{name}, line {number}: {what}");
+            let link = match checked {
                 Ok(link) => link,
                 Err(err) => {
-                    self.problem(format!("{name}, line {number}: {err}"));
+                    rest.bytes += line.text.len() as u64 + u64::from(line.whole);
+                    rest.problems.add(problem(&err));
+                    if err != LineError::Form {
+                        self.problems.take(&mut rest.problems);
+                    }
                     continue;
                 }
             };
+            self.problems.take(&mut std::mem::take(&mut rest).problems);
             if let Some(last) = self.last.filter(|last| *last != link.prev) {
-                self.problem(format!(
-                    "{name}, line {number}: it has the number {}, and does not follow from {}",
-                    link.head.seq, last.seq
-                ));
+                let (number, last) = (link.head.seq, last.seq);
+                self.problems.add(problem(&format_args!(
+                    "it has the number {number}, and does not follow from {last}"
+                )));
             }
-            if let Some(line) = line::read(line.text)
-                && let Event::Broken { file } = line.event
-            {
-                self.problem(format!("line {}: the client found a file broken: {file}", line.seq));
-            }
+            self.hear(line.text);
             self.meet(link.head);
         }
+        // As the client will see it at its next start.
+        if name == CURRENT && rest.bytes <= limits::CLIENT_AUDIT_TORN_BYTES_MAX {
+            self.torn_bytes = rest.bytes;
+        } else {
+            self.problems.take(&mut rest.problems);
+        }
         Ok(())
+    }
+
+    /// Notes what a line says of the files.
+    fn hear(&mut self, line: &[u8]) {
+        let Some(line) = line::read(line) else { return };
+        match line.event {
+            Event::Broken { file } => {
+                let seq = line.seq;
+                self.problems.add(format!("line {seq}: the client found a file broken: {file}"));
+                self.broken.push(file);
+            }
+            Event::Drop { next, .. } => self.dropped_to = self.dropped_to.max(next),
+            _ => {}
+        }
     }
 
     fn meet(&mut self, head: AuditHead) {
@@ -126,26 +192,22 @@ impl Walk {
         if let Some(told) = self.told.filter(|told| told.seq == head.seq) {
             self.told_was_met = true;
             if told != head {
-                self.problem(format!(
-                    "line {} is not the one that the server was told of",
-                    told.seq
-                ));
+                self.problems
+                    .add(format!("line {} is not the one that the server was told of", told.seq));
             }
-        }
-    }
-
-    fn problem(&mut self, text: String) {
-        self.count += 1;
-        if self.problems.len() < PROBLEMS_MAX {
-            self.problems.push(text);
         }
     }
 
     fn end(mut self) -> Verified {
         let (first, head) = (self.first.unwrap_or(0), self.last.unwrap_or(AuditHead::NONE));
+        if first > self.dropped_to.max(1) {
+            self.problems.add(format!(
+                "it begins at line {first}, and no line says that those before it had to make room"
+            ));
+        }
         if let Some(told) = self.told.filter(|told| !self.told_was_met && *told != AuditHead::NONE)
         {
-            self.problem(if told.seq > head.seq {
+            self.problems.add(if told.seq > head.seq {
                 format!(
                     "it ends at line {}, and the server was told of line {}",
                     head.seq, told.seq
@@ -154,13 +216,8 @@ impl Walk {
                 format!("line {}, of which the server was told, is not there", told.seq)
             });
         }
-        Verified {
-            first,
-            head,
-            torn_bytes: self.torn_bytes,
-            problems: self.problems,
-            problems_count: self.count,
-        }
+        let Problems { shown: problems, count: problems_count } = self.problems;
+        Verified { first, head, torn_bytes: self.torn_bytes, problems, problems_count }
     }
 }
 
