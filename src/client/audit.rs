@@ -158,11 +158,12 @@ pub(super) fn outcome(outcome: Outcome) -> String {
     }
 }
 
-/// A minute has room for so many refusals and questions.
+/// A minute has room for so many refusals and questions, and for so much text of them.
 #[derive(Debug, Default)]
 struct Minute {
     began: Option<Instant>,
     taken: usize,
+    bytes: usize,
     left_out: u64,
 }
 
@@ -170,17 +171,20 @@ impl Minute {
     const LENGTH: Duration = Duration::from_secs(60);
 
     /// Returns whether there is room for one more.
-    fn take(&mut self, now: Instant) -> bool {
+    fn take(&mut self, event: &Event, now: Instant) -> bool {
         if self.began.is_none_or(|began| now.saturating_duration_since(began) >= Self::LENGTH) {
-            (self.began, self.taken) = (Some(now), 0);
+            (self.began, self.taken, self.bytes) = (Some(now), 0, 0);
         }
-        let fits = self.taken < limits::CLIENT_AUDIT_NOTES_PER_MINUTE;
-        if fits {
-            self.taken += 1;
-        } else {
-            self.left_out = self.left_out.saturating_add(1);
+        if self.taken < limits::CLIENT_AUDIT_NOTES_PER_MINUTE {
+            let bytes = self.bytes + line::bytes(event);
+            if bytes <= limits::CLIENT_AUDIT_NOTED_BYTES_PER_MINUTE {
+                self.taken += 1;
+                self.bytes = bytes;
+                return true;
+            }
         }
-        fits
+        self.left_out = self.left_out.saturating_add(1);
+        false
     }
 
     /// Returns when it is told how many were left out, if some were.

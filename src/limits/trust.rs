@@ -68,8 +68,11 @@ pub const CLIENT_AUDIT_TORN_BYTES_MAX: u64 = 1 << 20;
 /// Files to be served whose lines wait for the disk.
 pub const CLIENT_AUDIT_QUEUE_MAX: usize = 256;
 /// Refusals and questions of which a line is noted in a minute; the rest is only counted, because the
-/// server decides how many there are.
+/// server decides how many there are …
 pub const CLIENT_AUDIT_NOTES_PER_MINUTE: usize = 120;
+/// … and so much of them in all, because it decides how long a path is too: otherwise an hour of
+/// refusals would fill all files.
+pub const CLIENT_AUDIT_NOTED_BYTES_PER_MINUTE: usize = 64 << 10;
 /// What nobody waits for is written after this, at once.
 pub const CLIENT_AUDIT_BATCH_WAIT: Duration = Duration::from_secs(1);
 /// A client that ends waits this long for its last lines.

@@ -140,7 +140,7 @@ impl Desk {
 
     pub(super) fn note_some(&self, event: Event, now: Instant) {
         let mut waiting = self.lock();
-        if waiting.minute.take(now) {
+        if waiting.minute.take(&event, now) {
             waiting.add(event);
         }
         self.bell.notify_one();

@@ -8,6 +8,8 @@
 //! So the hash of a line covers every line before it, and whoever knows one hash knows whether
 //! anything up to it was changed, removed or added.
 
+use std::fmt::Write as _;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -122,7 +124,7 @@ const HEX_BYTES: usize = 64;
 pub(super) fn write(event: &Event, head: AuditHead, now: UnixMs, to: &mut String) -> AuditHead {
     let line =
         Line { seq: head.seq + 1, time: now.rfc3339(), event: event.clone(), prev: head.hash };
-    let text = serde_json::to_string(&line).expect("text and numbers can be written");
+    let text = quiet(json(&line));
     let body = text.strip_suffix('}').expect("an object ends so");
     let hash = Digest::from(blake3::hash(body.as_bytes()));
     to.push_str(body);
@@ -131,6 +133,37 @@ pub(super) fn write(event: &Event, head: AuditHead, now: UnixMs, to: &mut String
     to.push_str(END);
     to.push('\n');
     AuditHead { seq: line.seq, hash }
+}
+
+/// Returns how long what is said of it is.
+pub(super) fn bytes(event: &Event) -> usize {
+    quiet(json(event)).len()
+}
+
+fn json(of: &impl Serialize) -> String {
+    serde_json::to_string(of).expect("text and numbers can be written")
+}
+
+/// Escapes what a terminal obeys and JSON lets through, for whoever shows the file as it is: control
+/// characters above the first 32, and those that change the order of a text. All are in strings.
+fn quiet(json: String) -> String {
+    let obeyed = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+            || matches!(c, '\u{2066}'..='\u{2069}')
+    };
+    if !json.contains(obeyed) {
+        return json;
+    }
+    let mut quiet = String::with_capacity(2 * json.len());
+    for c in json.chars() {
+        if obeyed(c) {
+            write!(quiet, "\\u{:04x}", u32::from(c)).expect("a string takes all");
+        } else {
+            quiet.push(c);
+        }
+    }
+    quiet
 }
 
 /// Checks a line, which comes without its line feed, by itself.
@@ -189,6 +222,19 @@ mod tests {
             assert_eq!(&read(line).expect("known").event, event);
             before = link.head;
         }
+    }
+
+    #[test]
+    fn a_line_has_nothing_that_a_terminal_obeys() {
+        let path = "/\u{1b}[2J\u{7f}\u{9b}31m\u{202e}\u{2066}\u{2028}é\n";
+        let line = &lines(&[event(path)])[0];
+
+        let text = std::str::from_utf8(line).expect("text");
+        let all = text.chars().filter(|c| !(' '..='~').contains(c));
+        assert_eq!(all.collect::<String>(), "é");
+        assert!(check(line).is_ok());
+        let Event::Serve { asked, .. } = read(line).expect("known").event else { panic!("other") };
+        assert_eq!(asked.path, path);
     }
 
     #[test]

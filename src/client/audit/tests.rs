@@ -442,3 +442,19 @@ async fn a_flood_of_refusals_is_counted_and_hides_nothing() {
     assert_eq!(told as u64 + left_out, flood as u64);
     assert!(events.iter().any(|event| matches!(event, Event::Serve { .. })));
 }
+
+#[test]
+fn a_flood_of_long_names_fills_no_files() {
+    let (mut minute, now) = (Minute::default(), Instant::now());
+    let path = format!("/{}", "\u{1}".repeat(limits::PATH_BYTES_MAX - 1));
+    let explain = |path: &str| {
+        let (path, verdict, why) = (path.to_owned(), "denied".to_owned(), String::new());
+        Event::Explain { path, verdict, why }
+    };
+    let most = limits::CLIENT_AUDIT_NOTES_PER_MINUTE;
+    let taken = (0..most).filter(|_| minute.take(&explain(&path), now)).count();
+    assert!((1..4).contains(&taken), "{taken}");
+    assert_eq!(minute.left_out, (most - taken) as u64);
+    assert!(minute.take(&explain("/short"), now));
+    assert!(minute.take(&explain(&path), now + Minute::LENGTH));
+}
