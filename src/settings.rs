@@ -11,7 +11,7 @@ use crate::rate::Rate;
 /// The largest TOML file that is read.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// So many problems of one file are told; nobody reads on.
-const FILE_PROBLEMS_MAX: usize = 32;
+pub(crate) const FILE_PROBLEMS_MAX: usize = 32;
 
 /// What is wrong with the configuration: everything that was found, one problem each.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use crate::{
 
 pub(super) mod file;
 pub mod hours;
+mod keys;
 pub(super) mod signed;
 
 use hours::Hours;

@@ -21,40 +21,15 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
-use globset::{GlobBuilder, GlobSetBuilder};
-use serde::Deserialize;
+use globset::{Glob, GlobBuilder, GlobSetBuilder};
+use toml::{Spanned, de::DeTable};
 
-use super::{Links, Patterns, Policy, Rule, signed};
+use super::{
+    Links, Patterns, Policy, Rule,
+    keys::{Keys, Problems, flag, parsed},
+    signed,
+};
 use crate::{ids::RemotePath, limits, settings};
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    #[serde(default)]
-    root: Vec<Root>,
-    #[serde(default)]
-    signer: Vec<signed::Entry>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Root {
-    name: String,
-    path: String,
-    #[serde(default)]
-    include: Vec<String>,
-    #[serde(default)]
-    exclude: Vec<String>,
-    max_size: Option<String>,
-    links: Option<String>,
-    #[serde(default)]
-    one_file_system: bool,
-    rate: Option<String>,
-    bytes_per_day: Option<String>,
-    hours: Option<String>,
-    #[serde(default)]
-    require_signature: bool,
-}
 
 impl Policy {
     /// Reads the file of a policy, which nobody but its owner may write.
@@ -76,90 +51,78 @@ impl Policy {
     /// # Errors
     /// Everything that is wrong, with the line or the name of the rule.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
-        let file: File = settings::parse_toml(text).map_err(|problems| {
-            let lines = problems.into_iter();
-            lines.map(|(line, what)| format!("line {line}: {what}")).collect::<Vec<_>>()
-        })?;
-        let mut problems = Vec::new();
-        if file.root.is_empty() {
-            problems.push("no [[root]]: nothing could be read".to_owned());
+        let mut problems = Problems::of(text);
+        let (table, errors) = DeTable::parse_recoverable(text);
+        for err in &errors {
+            problems.add(err.span().map_or(0, |span| span.start), err.message().to_owned());
         }
-        if file.root.len() > limits::ALLOWED_ROOTS_MAX {
-            problems.push(format!("at most {} times [[root]]", limits::ALLOWED_ROOTS_MAX));
+        // What is left of a text that is no TOML has problems that are none of the file's.
+        if !errors.is_empty() {
+            return Err(problems.told());
         }
-        let has_no_signer = file.signer.is_empty();
-        let (signers, wrong) = signed::listed(file.signer);
-        problems.extend(wrong);
-        let mut rules: Vec<Rule> = Vec::new();
-        for (number, root) in (1..).zip(file.root) {
-            let name = format!("root {number} ({:?})", root.name);
-            if root.require_signature && has_no_signer {
-                problems.push(format!("{name}: require_signature needs a [[signer]]"));
-            }
-            let (rule, wrong) = root.check();
-            problems.extend(wrong.into_iter().map(|what| format!("{name}: {what}")));
-            let Some(rule) = rule else { continue };
-            for other in &rules {
-                if other.name == rule.name {
-                    problems.push(format!("{name}: another root has this name"));
-                }
-                if other.path.components().eq(rule.path.components()) {
-                    problems.push(format!("{name}: {:?} has the same path", other.name));
-                }
-            }
-            rules.push(rule);
+        let mut file = Keys::new(&mut problems, String::new(), table);
+        let (roots, signers) = (file.tables("root"), file.tables("signer"));
+        if roots.is_empty() {
+            file.wrong(file.at, "no [[root]]: nothing could be read");
         }
-        if problems.is_empty() { Ok(Self::new(rules).with_signers(signers)) } else { Err(problems) }
+        file.end();
+        let rules = rules(roots, !signers.is_empty(), &mut problems);
+        let signers = signed::listed(signers, &mut problems);
+        let told = problems.told();
+        if told.is_empty() { Ok(Self::new(rules).with_signers(signers)) } else { Err(told) }
     }
 }
 
-impl Root {
-    /// Returns the rule, or what is wrong.
-    fn check(self) -> (Option<Rule>, Vec<String>) {
-        let mut problems = Vec::new();
-        named(&self.name).unwrap_or_else(|problem| problems.push(problem));
-        let path = keep(
-            &mut problems,
-            "path",
-            self.path.parse::<RemotePath>().map_err(|err| err.to_string()),
-        );
-        let include = keep(&mut problems, "include", patterns(self.include));
-        let exclude = keep(&mut problems, "exclude", patterns(self.exclude));
-        let size_max = optional(&mut problems, "max_size", self.max_size, settings::size);
-        let links = keep(&mut problems, "links", links(self.links.as_deref()));
-        let rate = optional(&mut problems, "rate", self.rate, settings::rate).flatten();
-        let bytes_per_day = optional(&mut problems, "bytes_per_day", self.bytes_per_day, of_day);
-        let hours = optional(&mut problems, "hours", self.hours, str::parse);
-        let parts = path.zip(include).zip(exclude).zip(links);
-        let rule = parts.map(|(((path, include), exclude), links)| Rule {
-            name: self.name,
-            path,
-            include,
-            exclude,
-            size_max,
-            links,
-            one_file_system: self.one_file_system,
-            rate,
-            bytes_per_day,
-            hours,
-            require_signature: self.require_signature,
-        });
-        (rule, problems)
+/// Reads the `[[root]]` tables.
+fn rules<'t>(
+    tables: Vec<Spanned<DeTable<'t>>>,
+    has_signer: bool,
+    problems: &mut Problems<'t>,
+) -> Vec<Rule> {
+    let (mut names, mut rules) = (Vec::new(), Vec::<Rule>::new());
+    for (number, table) in (1..).zip(tables) {
+        let mut keys = Keys::new(problems, format!("root {number}"), table);
+        let name = keys.name(named);
+        let path = keys.need("path", parsed(|text| text.parse().map_err(|err| format!("{err}"))));
+        if number > limits::ALLOWED_ROOTS_MAX {
+            keys.wrong(keys.at, &format!("at most {} times [[root]]", limits::ALLOWED_ROOTS_MAX));
+        }
+        if name.is_some() && names.contains(&name) {
+            keys.wrong(keys.at, "another root has this name");
+        }
+        let is_path = |other: &&Rule| {
+            path.as_ref()
+                .is_some_and(|path: &RemotePath| other.path.components().eq(path.components()))
+        };
+        if let Some(other) = rules.iter().find(is_path) {
+            keys.wrong(keys.at, &format!("{:?} has the same path", other.name));
+        }
+        let conditions = conditions(&mut keys, has_signer);
+        keys.end();
+        if let Some(path) = path {
+            rules.push(Rule { name: name.clone().unwrap_or_default(), path, ..conditions });
+        }
+        names.push(name);
     }
+    rules
 }
 
-/// Returns what is good, or notes what is wrong with this key.
-fn keep<T>(problems: &mut Vec<String>, key: &str, result: Result<T, String>) -> Option<T> {
-    result.map_err(|what| problems.push(format!("{key}: {what}"))).ok()
-}
-
-fn optional<T>(
-    problems: &mut Vec<String>,
-    key: &str,
-    text: Option<String>,
-    parse: impl Fn(&str) -> Result<T, String>,
-) -> Option<T> {
-    keep(problems, key, parse(&text?))
+/// Reads what a rule says besides its name and path.
+fn conditions(keys: &mut Keys<'_, '_>, has_signer: bool) -> Rule {
+    let mut rule = Rule::all_of("/".parse().expect("it is a path"));
+    rule.include = patterns(keys, "include");
+    rule.exclude = patterns(keys, "exclude");
+    rule.size_max = keys.take("max_size", parsed(settings::size));
+    rule.links = keys.take("links", parsed(links)).unwrap_or(rule.links);
+    rule.one_file_system = keys.take("one_file_system", flag).unwrap_or_default();
+    rule.rate = keys.take("rate", parsed(settings::rate)).flatten();
+    rule.bytes_per_day = keys.take("bytes_per_day", parsed(of_day));
+    rule.hours = keys.take("hours", parsed(str::parse));
+    rule.require_signature = keys.take("require_signature", flag).unwrap_or_default();
+    if rule.require_signature && !has_signer {
+        keys.wrong(keys.at, "require_signature needs a [[signer]]");
+    }
+    rule
 }
 
 fn of_day(text: &str) -> Result<u64, String> {
@@ -177,34 +140,46 @@ pub(super) fn named(name: &str) -> Result<(), String> {
     }
 }
 
-fn links(text: Option<&str>) -> Result<Links, String> {
+fn links(text: &str) -> Result<Links, String> {
     match text {
-        None | Some("inside") => Ok(Links::Inside),
-        Some("never") => Ok(Links::Never),
-        Some(_) => Err("neither \"inside\" nor \"never\"".to_owned()),
+        "inside" => Ok(Links::Inside),
+        "never" => Ok(Links::Never),
+        _ => Err("neither \"inside\" nor \"never\"".to_owned()),
     }
 }
 
-fn patterns(texts: Vec<String>) -> Result<Patterns, String> {
-    if texts.len() > limits::POLICY_PATTERNS_MAX {
-        return Err(format!("at most {} patterns", limits::POLICY_PATTERNS_MAX));
+fn patterns(keys: &mut Keys<'_, '_>, key: &str) -> Patterns {
+    let read = keys.list(key, |text| Ok((pattern(text)?, text.to_owned())));
+    if read.len() > limits::POLICY_PATTERNS_MAX {
+        keys.wrong(keys.at, &format!("{key}: at most {} patterns", limits::POLICY_PATTERNS_MAX));
+        return Patterns::default();
     }
     let mut set = GlobSetBuilder::new();
-    for text in &texts {
-        let wrong = |what: &str| format!("{text:?}: {what}");
-        if text.is_empty() || text.len() > limits::PATH_BYTES_MAX {
-            return Err(wrong("a pattern has 1 to 4096 bytes"));
-        }
-        // It would match nothing, and who wrote it would believe it did.
-        let odd = |part: &str| matches!(part, "" | "." | "..");
-        if text.split('/').any(odd) {
-            return Err(wrong("write it as beneath the root, without a / at either end"));
-        }
-        let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
-        set.add(glob.map_err(|err| wrong(&err.kind().to_string()))?);
+    let (globs, texts): (Vec<_>, Vec<_>) = read.into_iter().unzip();
+    for glob in globs {
+        set.add(glob);
     }
-    let set = set.build().map_err(|err| err.to_string())?;
-    Ok(Patterns { set, texts })
+    match set.build() {
+        Ok(set) => Patterns { set, texts },
+        Err(err) => {
+            keys.wrong(keys.at, &format!("{key}: {err}"));
+            Patterns::default()
+        }
+    }
+}
+
+fn pattern(text: &str) -> Result<Glob, String> {
+    let wrong = |what: &str| format!("{text:?}: {what}");
+    if text.is_empty() || text.len() > limits::PATH_BYTES_MAX {
+        return Err(wrong("a pattern has 1 to 4096 bytes"));
+    }
+    // It would match nothing, and who wrote it would believe it did.
+    let odd = |part: &str| matches!(part, "" | "." | "..");
+    if text.split('/').any(odd) {
+        return Err(wrong("write it as beneath the root, without a / at either end"));
+    }
+    let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
+    glob.map_err(|err| wrong(&err.kind().to_string()))
 }
 
 #[cfg(test)]
@@ -217,25 +192,39 @@ mod tests {
 
     #[test]
     fn everything_that_is_wrong_is_told_at_once() {
-        let text = "[[root]]\nname = 'a b'\npath = 'rel'\nlinks = 'maybe'\nmax_size = 'big'\n\
-                    include = ['/x']\nexclude = ['[']\nrate = 'fast'\nbytes_per_day = '1KB'\n\
-                    hours = 'night'\n[[root]]\nname = 'b'\npath = '/b'\n\
-                    [[root]]\nname = 'b'\npath = '/b/.'\n";
-        let told = problems(text).join("\n");
-        for part in [
-            "root 1 (\"a b\"): a name is",
-            "root 1 (\"a b\"): path:",
-            "include: \"/x\"",
-            "exclude: \"[\"",
-            "max_size:",
-            "links:",
-            "rate:",
-            "bytes_per_day: at least",
-            "hours: \"night\"",
-            "root 3 (\"b\"): another root has this name",
-            "root 3 (\"b\"): \"b\" has the same path",
-        ] {
-            assert!(told.contains(part), "{part} is not in:\n{told}");
+        let text = "colour = 1\n\
+                    [[root]]\nname = 'a b'\npath = 'rel'\nlinks = 'maybe'\nmax_size = 5\n\
+                    include = ['/x', 'good', 7, 'y/']\nexclude = '['\nrate = 'fast'\n\
+                    bytes_per_day = '1KB'\nhours = 'night'\none_file_system = 'yes'\n\
+                    [[root]]\nname = 'b'\npath = '/b'\nexlude = ['x']\n\
+                    require_signature = true\n\
+                    [[root]]\nname = 'b'\npath = '/b/.'\n\
+                    [[root]]\nlinks = 'inside'\n";
+        let told = problems(text);
+        let expected = [
+            "line 1: there is no such key: \"colour\"",
+            "line 3: root 1 (\"a b\"): name: a name is letters, digits, '.', '_' and '-'",
+            "line 4: root 1 (\"a b\"): path: ",
+            "line 5: root 1 (\"a b\"): links: neither \"inside\" nor \"never\"",
+            "line 6: root 1 (\"a b\"): max_size: not a text, but of type integer",
+            "line 7: root 1 (\"a b\"): include: \"/x\": ",
+            "line 7: root 1 (\"a b\"): include: not a text, but of type integer",
+            "line 7: root 1 (\"a b\"): include: \"y/\": ",
+            "line 8: root 1 (\"a b\"): exclude: not a list of texts, but of type string",
+            "line 9: root 1 (\"a b\"): rate: ",
+            "line 10: root 1 (\"a b\"): bytes_per_day: at least",
+            "line 11: root 1 (\"a b\"): hours: \"night\"",
+            "line 12: root 1 (\"a b\"): one_file_system: not true or false, but of type string",
+            "line 13: root 2 (\"b\"): require_signature needs a [[signer]]",
+            "line 16: root 2 (\"b\"): there is no such key: \"exlude\"",
+            "line 18: root 3 (\"b\"): another root has this name",
+            "line 18: root 3 (\"b\"): \"b\" has the same path",
+            "line 21: root 4: there is no name",
+            "line 21: root 4: there is no path",
+        ];
+        assert_eq!(told.len(), expected.len(), "{told:#?}");
+        for (told, expected) in told.iter().zip(expected) {
+            assert!(told.starts_with(expected), "{told}, where it should be {expected}");
         }
     }
 

@@ -3,9 +3,12 @@
 
 use std::fmt;
 
-use serde::Deserialize;
+use toml::{Spanned, de::DeTable};
 
-use super::file::named;
+use super::{
+    file::named,
+    keys::{Keys, Problems, parsed},
+};
 use crate::{
     ids::{ClientId, UnixMs},
     limits,
@@ -99,41 +102,30 @@ pub(super) fn verify(
     Ok(Proof { signer: by.name.clone(), expires: says.expires })
 }
 
-/// A `[[signer]]` of the file.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Entry {
-    name: String,
-    key: String,
-}
-
-/// Returns who is listed, and everything that is wrong with the list.
-pub(super) fn listed(entries: Vec<Entry>) -> (Vec<Signer>, Vec<String>) {
-    let mut problems = Vec::new();
-    if entries.len() > limits::SIGNERS_MAX {
-        problems.push(format!("at most {} times [[signer]]", limits::SIGNERS_MAX));
+/// Reads the `[[signer]]` tables of the file.
+pub(super) fn listed<'t>(
+    tables: Vec<Spanned<DeTable<'t>>>,
+    problems: &mut Problems<'t>,
+) -> Vec<Signer> {
+    let (mut names, mut signers) = (Vec::new(), Vec::<Signer>::new());
+    for (number, table) in (1..).zip(tables) {
+        let mut keys = Keys::new(problems, format!("signer {number}"), table);
+        let name = keys.name(named);
+        let key = keys.need("key", parsed(|text| text.parse().map_err(|err| format!("{err}"))));
+        if number > limits::SIGNERS_MAX {
+            keys.wrong(keys.at, &format!("at most {} times [[signer]]", limits::SIGNERS_MAX));
+        }
+        if name.is_some() && names.contains(&name) {
+            keys.wrong(keys.at, "another signer has this name");
+        }
+        if let Some(other) = signers.iter().find(|other| Some(other.key) == key) {
+            keys.wrong(keys.at, &format!("{:?} has the same key", other.name));
+        }
+        keys.end();
+        names.push(name.clone());
+        signers.extend(name.zip(key).map(|(name, key)| Signer { name, key }));
     }
-    let mut signers: Vec<Signer> = Vec::new();
-    for (number, Entry { name, key }) in (1..).zip(entries) {
-        let who = format!("signer {number} ({name:?})");
-        let mut wrong = |what: String| problems.push(format!("{who}: {what}"));
-        if let Err(what) = named(&name) {
-            wrong(what);
-        }
-        if signers.iter().any(|other| other.name == name) {
-            wrong("another signer has this name".to_owned());
-        }
-        match key.parse::<PublicKey>() {
-            Ok(key) => {
-                if let Some(other) = signers.iter().find(|other| other.key == key) {
-                    wrong(format!("{:?} has the same key", other.name));
-                }
-                signers.push(Signer { name, key });
-            }
-            Err(err) => wrong(format!("key: {err}")),
-        }
-    }
-    (signers, problems)
+    signers
 }
 
 #[cfg(test)]
@@ -289,7 +281,7 @@ mod tests {
         ];
         let told = Policy::parse(&text.concat()).expect_err("refused").join("\n");
         for part in [
-            "signer 1 (\"a b\"): a name is",
+            "signer 1 (\"a b\"): name: a name is",
             "signer 2 (\"c\"): \"a b\" has the same key",
             "signer 3 (\"d\"): key: write it as",
             "signer 4 (\"c\"): another signer has this name",
