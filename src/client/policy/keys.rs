@@ -114,7 +114,7 @@ impl<'p, 't> Keys<'p, 't> {
             return Vec::new();
         };
         let mut good = Vec::new();
-        for item in items.iter() {
+        for item in items {
             match text(item.get_ref()).and_then(&read) {
                 Ok(item) => good.push(item),
                 Err(what) => self.wrong(item.span().start, &format!("{key}: {what}")),
