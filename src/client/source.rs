@@ -249,13 +249,49 @@ impl Source {
     /// Returns what may be told of a file that could not be opened: where its name leads is not
     /// known.
     fn judge_failed(&self, rule: &Rule, dir: &OwnedFd, spelled: &str, err: Errno) -> SourceError {
-        if !self.names_matter(rule) {
-            return self.failed(err);
+        if self.names_matter(rule) {
+            if is_by_link(dir, spelled) {
+                return SourceError::Denied(Denied::LeadsOut);
+            }
+            if let Err(err) = self.check_spelling(dir, spelled) {
+                return err;
+            }
         }
-        if is_by_link(dir, spelled) {
-            return SourceError::Denied(Denied::LeadsOut);
+        match (self.failed(err), self.check_on_the_way(rule, dir, spelled)) {
+            (denied @ SourceError::Denied(_), _) => denied,
+            (_, Err(err)) => err,
+            (err, Ok(())) => err,
         }
-        self.check_spelling(dir, spelled).err().unwrap_or_else(|| self.failed(err))
+    }
+
+    /// Refuses names of the kernel's directories and our own, whether they are there or not: by the
+    /// last directory on the way to one that can be opened.
+    fn check_on_the_way(
+        &self,
+        rule: &Rule,
+        dir: &OwnedFd,
+        spelled: &str,
+    ) -> Result<(), SourceError> {
+        let mut way = spelled;
+        while let Some((up, _)) = way.rsplit_once('/') {
+            way = up;
+            if let Ok(there) = beneath(dir, way, LOOK, kernel::resolution(rule)) {
+                return self.check_place(&there);
+            }
+        }
+        self.check_place(dir)
+    }
+
+    /// Refuses what is of the kernel, or our own.
+    fn check_place(&self, fd: &OwnedFd) -> Result<(), SourceError> {
+        if matches!(kernel::kind(fd).map_err(|err| self.failed(err))?, Kind::OfKernel) {
+            return Err(SourceError::Denied(Denied::KernelFiles));
+        }
+        let stat = rustix::fs::fstat(fd).map_err(|err| self.failed(err))?;
+        if self.state_dir.owns(&stat).map_err(SourceError::Io)? {
+            return Err(SourceError::Denied(Denied::OwnState));
+        }
+        Ok(())
     }
 
     fn check_spelling(&self, dir: &OwnedFd, rest: &str) -> Result<(), SourceError> {
@@ -313,7 +349,7 @@ impl Source {
         match kernel::kind(fd).map_err(|err| self.failed(err))? {
             Kind::Regular => Ok(()),
             Kind::OfKernel => Err(SourceError::Denied(Denied::KernelFiles)),
-            Kind::Other(what) => Err(SourceError::NotRegular(what)),
+            Kind::Other(what) => self.check_place(fd).and(Err(SourceError::NotRegular(what))),
         }
     }
 
@@ -538,9 +574,23 @@ mod tests {
             assert_eq!(denied(open(&all, Path::new(name))), Denied::LeadsOut, "{name}");
         }
         fs::hard_link(place.path("state/lock"), place.path("root/lock")).expect("linked");
+        fs::create_dir_all(place.path("state/a/b")).expect("made");
+        symlink("state/a", place.path("way")).expect("linked");
         for name in ["state/lock", "root/lock"] {
             assert_eq!(denied(open(&all, &place.path(name))), Denied::OwnState, "{name}");
         }
+        // Whether there is anything of a name is not told either.
+        for name in
+            ["/proc/self/none", "/proc/4294967295/environ", "/proc/version/none", "/sys/a/b"]
+        {
+            assert_eq!(denied(open(&all, Path::new(name))), Denied::KernelFiles, "{name}");
+        }
+        for name in ["state", "state/none", "state/a", "state/a/b/none", "state/lock/none", "way/x"]
+        {
+            assert_eq!(denied(open(&all, &place.path(name))), Denied::OwnState, "{name}");
+        }
+        let absent = open(&all, &place.path("root/none"));
+        assert!(matches!(absent, Err(SourceError::NotFound)), "{absent:?}");
         assert_eq!(text(&open(&all, &place.path("canary")).expect("allowed")), CANARY);
     }
 

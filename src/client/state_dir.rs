@@ -84,13 +84,15 @@ impl StateDir {
         Ok(dir.as_fd())
     }
 
-    /// Whether `stat` is a file of this directory. By inode, so that no other name of it (a hard
+    /// Whether `stat` is this directory, or anything in it. By inode, so that no other name of it (a hard
     /// link, a bind mount) is a way around; and only this user can add to the directory.
     pub fn owns(&self, stat: &Stat) -> io::Result<bool> {
         let Some(dir) = &self.dir else { return Ok(false) };
         let look = || {
             let dir = rustix::fs::openat(dir, ".", LIST, Mode::empty())?;
-            holds(&dir, stat, &mut limits::STATE_FILES_MAX.clone())
+            let own = rustix::fs::fstat(&dir)?;
+            let mut left = limits::STATE_FILES_MAX;
+            if is_same(&own, stat) { Ok(true) } else { holds(&dir, stat, &mut left) }
         };
         for _ in 1..limits::OPEN_TRIES_MAX {
             match look() {
@@ -139,6 +141,10 @@ impl StateDir {
 const LIST: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 
+fn is_same(one: &Stat, other: &Stat) -> bool {
+    (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+}
+
 fn holds(dir: &OwnedFd, wanted: &Stat, left: &mut usize) -> io::Result<bool> {
     for entry in Dir::read_from(dir)? {
         let entry = entry?;
@@ -148,7 +154,7 @@ fn holds(dir: &OwnedFd, wanted: &Stat, left: &mut usize) -> io::Result<bool> {
         }
         *left = left.checked_sub(1).ok_or_else(|| io::Error::other("too many files of state"))?;
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if (stat.st_dev, stat.st_ino) == (wanted.st_dev, wanted.st_ino) {
+        if is_same(&stat, wanted) {
             return Ok(true);
         }
         // Each level costs one of the files left, which bounds the depth.
