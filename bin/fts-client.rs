@@ -1,12 +1,18 @@
 //! The client program: parses, builds, runs until a signal.
 
-use std::{env, io::Write as _, process::ExitCode, thread};
+use std::{
+    env,
+    io::{ErrorKind, Write as _},
+    process::ExitCode,
+    thread,
+};
 
 use anyhow::Context as _;
 use clap::Parser as _;
 use fts::{
     client::{
-        Client, audit,
+        Client,
+        audit::{self, show::ShowError},
         config::{
             AuditCommand, AuditShow, AuditVerify, Cli, CliCommand, ClientConfig, ConfigCommand,
             Flags, GenerateFile, JoinFlags, PolicyCommand, PolicyPath, PolicyPaths, Surroundings,
@@ -115,9 +121,9 @@ fn policy(command: PolicyCommand) -> anyhow::Result<ExitCode> {
         for rule in site.rules() {
             writeln!(out, "{rule}")?;
         }
-        let plan = Plan::new(&config, config_file.as_deref(), &around);
         writeln!(out, "sandbox: {}", config.sandbox)?;
-        for line in plan.lines() {
+        let plan = Plan::new(&config, config_file.as_deref(), &around);
+        for line in plan.lines(config.sandbox) {
             writeln!(out, "  {line}")?;
         }
     }
@@ -140,7 +146,11 @@ fn audit(command: AuditCommand) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     match command {
         AuditCommand::Show(AuditShow { json, flags }) => {
-            audit::show::show(&flags.state_dir(&around)?, json, &mut out)?;
+            match audit::show::show(&flags.state_dir(&around)?, json, &mut out) {
+                // Whoever reads has seen enough.
+                Err(ShowError::Io(err)) if err.kind() == ErrorKind::BrokenPipe => {}
+                shown => shown?,
+            }
             Ok(ExitCode::SUCCESS)
         }
         AuditCommand::Verify(AuditVerify { head, flags }) => {

@@ -112,7 +112,8 @@ async fn the_site_sees_what_was_asked_and_served_and_proves_that_it_is_all() {
         assert!(shown.lines().any(is_it), "{event}: {shown}");
     }
     assert!(shown.contains("beneath no root"), "{shown}");
-    assert!(shown.contains(&format!("explain {}; denied", site.path("secret"))), "{shown}");
+    let explained = format!("explain {}; denied: \"it is beneath no root", site.path("secret"));
+    assert!(shown.contains(&explained), "{shown}");
     let json = site.said(&["show", "--json"]);
     assert_eq!(json.lines().count(), shown.lines().count());
     let told = client(&server).await.audit_head;

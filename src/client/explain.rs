@@ -45,10 +45,16 @@ impl Explainer {
     /// signer.
     pub fn rules(&self) -> Vec<String> {
         let rules = self.source.policy().rules();
-        let rules =
-            (0..rules.len()).map(|rule| about(&rules[rule], self.source.root_problem(rule)));
+        let rules = (0..rules.len()).map(|rule| about(&rules[rule], self.root_problem(rule)));
         let signers = self.source.policy().signers().iter();
         rules.chain(signers.map(|each| format!("signer {}  {}", each.name, each.key))).collect()
+    }
+
+    fn root_problem(&self, rule: usize) -> Option<String> {
+        Some(match self.source.root_problem(rule)? {
+            SourceError::Denied(why) => self.source.policy().explain(why),
+            err => format!("{err}; it is tried again when it is asked for"),
+        })
     }
 
     pub fn explain(&self, path: &str) -> Explained {
@@ -57,12 +63,15 @@ impl Explainer {
         let (verdict, why) = match opened {
             Ok(file) => {
                 let size = file.fingerprint.size_bytes;
-                let why = format!("by the rule {:?} ({size} bytes)", file.terms.name);
+                let later = if file.terms.held().is_some() {
+                    "; not now: outside its hours, or with the bytes of its day sent, it waits"
+                } else {
+                    ""
+                };
+                let why = format!("by the rule {:?} ({size} bytes){later}", file.terms.name);
                 (Verdict::Allowed, why)
             }
-            Err(SourceError::Denied(why)) => {
-                (Verdict::Denied, self.source.policy().explain(path, why))
-            }
+            Err(SourceError::Denied(why)) => (Verdict::Denied, self.source.policy().explain(why)),
             Err(err) => (Verdict::Failed, err.to_string()),
         };
         Explained { path: log_path(path), verdict, why }
@@ -95,14 +104,14 @@ fn plural(count: usize) -> &'static str {
     if count == 1 { "rule" } else { "rules" }
 }
 
-fn about(rule: &Rule, problem: Option<SourceError>) -> String {
+fn about(rule: &Rule, problem: Option<String>) -> String {
     let mut text = format!("{}  {}", rule.name, log_path(rule.path.as_str()));
     let details = rule.details();
     if !details.is_empty() {
         text = format!("{text}  ({})", details.join("; "));
     }
     match problem {
-        Some(err) => format!("{text}\n  PROBLEM: {err}; it is tried again when it is asked for"),
+        Some(problem) => format!("{text}\n  PROBLEM: {problem}"),
         None => text,
     }
 }

@@ -247,13 +247,11 @@ impl Policy {
     }
 
     /// Says why a path is denied: for the site's own eyes.
-    pub(super) fn explain(&self, path: &str, why: Denied) -> String {
+    pub(super) fn explain(&self, why: Denied) -> String {
         match why {
-            Denied::Name(Refused::Outside) => {
-                let parent = path.trim_end_matches('/').rsplit_once('/').map_or("/", |(up, _)| up);
-                let parent = if parent.is_empty() { "/" } else { parent };
-                format!("it is beneath no root of the policy; `--allow {parent:?}` would allow it")
-            }
+            Denied::Name(Refused::Outside) => "it is beneath no root of the policy in force; to \
+                                               share it, add a [[root]], or `--allow DIR`"
+                .to_owned(),
             Denied::Name(why) => self.explain_name(why),
             Denied::Resolved(Refused::Outside) => {
                 "the file that it leads to is beneath no root of the policy".to_owned()

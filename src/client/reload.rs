@@ -32,8 +32,9 @@ struct Found {
     later: Vec<&'static str>,
 }
 
-const SANDBOX_HINT: &str = "a file that another has replaced is read again only from a directory \
-                            that has nothing else in it (the sandbox): else restart";
+const SANDBOX_HINT: &str = "if it cannot be read: the sandbox lets a file that another has replaced \
+                            be read only if its directory has at most 64 files and no directory in \
+                            it; else restart";
 
 impl Reload {
     /// Of settings that come from files; without any, there is nothing to read again.

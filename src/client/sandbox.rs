@@ -173,7 +173,10 @@ impl Plan {
     }
 
     /// Says what it adds on this machine: a line for each part.
-    pub fn lines(&self) -> Vec<String> {
+    pub fn lines(&self, mode: Mode) -> Vec<String> {
+        if mode == Mode::Off {
+            return vec!["nothing is held by the kernel".to_owned()];
+        }
         let mut lines = Vec::new();
         for root in &self.roots {
             let shown = root.display();

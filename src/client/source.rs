@@ -152,7 +152,15 @@ impl Source {
 
     /// Returns what is wrong with the root of a rule now.
     pub(super) fn root_problem(&self, rule: usize) -> Option<SourceError> {
-        self.root(rule).err()
+        let looked = match self.root(rule) {
+            Ok(Root::Dir(dir)) => self.check_place(&dir),
+            Ok(Root::File) => {
+                let file = rustix::fs::open(self.root_path(rule), LOOK, Mode::empty());
+                file.map_err(|err| self.failed(err)).and_then(|file| self.check(&file))
+            }
+            Err(err) => Err(err),
+        };
+        looked.err()
     }
 
     /// Opens the file at `path`, or the default file, for whoever asks without a signature.

@@ -205,8 +205,15 @@ fn signing(
     deadline: Option<Duration>,
 ) -> Option<Signing> {
     let (flag, said) = flags?;
+    let is_wanted = said.is_some();
     let lasts = picker.pick(("sign-for", said), None, lasts, key::parse_lasts);
-    let path = flag.or(file)?;
+    let Some(path) = flag.or(file) else {
+        // Whoever says it believes that the request is signed.
+        if is_wanted {
+            picker.problem("--sign-for: there is no key to sign with; name one by --sign-key");
+        }
+        return None;
+    };
     let key = picker.take(
         key::read(&path)
             .map(Some)
@@ -328,6 +335,12 @@ mod tests {
         let err = resolve(&line).expect_err("refused");
         assert_eq!(err.problems.len(), 5, "{err}");
         assert!(err.problems[0].contains("--server"), "{err}");
+    }
+
+    #[test]
+    fn a_time_for_a_signature_wants_a_key() {
+        let err = resolve(&["pull", "c", "/x", "--sign-for=1h"]).expect_err("refused");
+        assert!(err.problems[0].contains("--sign-key"), "{err}");
     }
 
     #[test]

@@ -216,6 +216,10 @@ impl Log {
     fn put_aside(&mut self) -> io::Result<()> {
         let file = format!("{BROKEN}{}.jsonl", UnixMs::now().0);
         self.rename(&file)?;
+        tracing::error!(
+            file,
+            "the audit had lines that do not follow, and was put aside: see verify"
+        );
         self.notices.push(Event::Broken { file });
         Ok(())
     }

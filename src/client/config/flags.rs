@@ -30,8 +30,8 @@ it wins over.
 Without --allow, and with a server on this machine, one file is shared:
 $HOME/file_to_download.txt, which is made (100 MB) if it is not there.
 
-On SIGHUP the file (--config) is read again: max_rate and max_uploads hold at once, the rest after
-a restart; a bad file changes nothing. Without --config SIGHUP ends the client.
+On SIGHUP the files (--config, --policy) are read again: the policy, max_rate and max_uploads hold at
+once, the rest after a restart; a bad file changes nothing. Without a file SIGHUP ends the client.
 
 RUST_LOG filters the log (default: info), which goes to standard error.
 

@@ -19,9 +19,10 @@
 //! key = "ed25519:BASE64"        # as `fts key show` prints it
 //! ```
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
 
 use globset::{Glob, GlobBuilder, GlobSetBuilder};
+use rustix::process::geteuid;
 use toml::{Spanned, de::DeTable};
 
 use super::{
@@ -32,16 +33,15 @@ use super::{
 use crate::{ids::RemotePath, limits, settings};
 
 impl Policy {
-    /// Reads the file of a policy, which nobody but its owner may write.
+    /// Reads the file of a policy, which nobody may write but root, or the user of this process.
     ///
     /// # Errors
     /// As [`Self::parse`].
     pub fn read(path: &Path) -> Result<Self, Vec<String>> {
         let text = settings::read_regular(path).map_err(|problem| vec![problem])?;
         let stat = fs::metadata(path).map_err(|err| vec![err.to_string()])?;
-        if stat.permissions().mode() & 0o022 != 0 {
-            let text = "others may write it, and so say what is shared: run chmod go-w on it";
-            return Err(vec![text.to_owned()]);
+        if let Some(problem) = written_by(stat.mode(), stat.uid(), geteuid().as_raw()) {
+            return Err(vec![problem]);
         }
         Self::parse(&text)
     }
@@ -71,6 +71,18 @@ impl Policy {
         let told = problems.told();
         if told.is_empty() { Ok(Self::new(rules).with_signers(signers)) } else { Err(told) }
     }
+}
+
+/// Returns what is wrong with who may write a file, and so say what is shared.
+fn written_by(mode: u32, owner: u32, me: u32) -> Option<String> {
+    if owner != 0 && owner != me {
+        return Some(format!(
+            "the user {owner} may write it, and so say what is shared: it has to belong to root, \
+             or to the user of this process ({me})"
+        ));
+    }
+    let text = "others may write it, and so say what is shared: run chmod go-w on it";
+    (mode & 0o022 != 0).then(|| text.to_owned())
 }
 
 /// Reads the `[[root]]` tables.
@@ -184,6 +196,8 @@ fn pattern(text: &str) -> Result<Glob, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     fn problems(text: &str) -> Vec<String> {
@@ -262,6 +276,11 @@ mod tests {
         for (mode, is_good) in [(0o600, true), (0o644, true), (0o664, false), (0o646, false)] {
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("changed");
             assert_eq!(Policy::read(&path).is_ok(), is_good, "{mode:o}");
+        }
+        for (owner, me, is_good) in
+            [(0, 0, true), (0, 7, true), (7, 7, true), (7, 0, false), (7, 8, false)]
+        {
+            assert_eq!(written_by(0o600, owner, me).is_none(), is_good, "{owner} {me}");
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{Uploader, ending::HELD_BACK};
 use crate::{
     client::{
         audit::Event,
-        policy::signed::Asked,
+        policy::{Denied, signed::Asked},
         source::{OpenFile, Source, SourceError},
         words::log_path,
     },
@@ -35,7 +35,7 @@ fn why_unopened(source: &Source, command: &Command, err: &SourceError) -> String
     match err {
         SourceError::Denied(why) => {
             let asked = asked_path(command);
-            let (path, why) = (log_path(asked), source.policy().explain(asked, *why));
+            let (path, why) = (log_path(asked), source.policy().explain(*why));
             tracing::warn!(%path, "denied: {why}");
             return why;
         }
@@ -59,29 +59,37 @@ impl Uploader {
     /// Says what would become of a request for a path. It reads no byte.
     pub(in crate::client) async fn explain(&self, path: Result<RemotePath, IdError>) -> Explained {
         let shown = path.as_ref().map(|path| path.as_str().to_owned()).unwrap_or_default();
-        let explained = self.look(path).await;
+        let source = self.source.borrow().clone();
+        let (explained, denied) = self.look(&source, path).await;
         let (verdict, why) = match explained.verdict {
-            PathVerdict::Allowed => ("allowed", &explained.rule),
-            PathVerdict::Denied => ("denied", &explained.detail),
-            PathVerdict::Failed => ("failed", &explained.detail),
+            PathVerdict::Allowed => ("allowed", explained.rule.clone()),
+            PathVerdict::Denied => ("denied", explained.detail.clone()),
+            PathVerdict::Failed => ("failed", explained.detail.clone()),
         };
-        let (verdict, why) = (verdict.to_owned(), why.clone());
-        self.audit.note_some(Event::Explain { path: shown, verdict, why });
+        // The server is not told by what.
+        let why = denied.map_or(why, |denied| source.policy().explain(denied));
+        let why = bounded(why, limits::DETAIL_BYTES_MAX);
+        self.audit.note_some(Event::Explain { path: shown, verdict: verdict.to_owned(), why });
         explained
     }
 
-    async fn look(&self, path: Result<RemotePath, IdError>) -> Explained {
+    /// Returns what is to be told of a path, and by what it is denied.
+    async fn look(
+        &self,
+        source: &Arc<Source>,
+        path: Result<RemotePath, IdError>,
+    ) -> (Explained, Option<Denied>) {
         let failed = |detail: &str| Explained {
             verdict: PathVerdict::Failed,
             rule: String::new(),
             detail: detail.to_owned(),
         };
         let Ok(permit) = self.askers.clone().try_acquire_owned() else {
-            return failed(READS_HANG);
+            return (failed(READS_HANG), None);
         };
-        let (source, path) = (self.source.borrow().clone(), path.map(Some));
+        let (source, path) = (Arc::clone(source), path.map(Some));
         if source.held_by_name(&path).is_some() {
-            return failed(HELD_BACK);
+            return (failed(HELD_BACK), None);
         }
         let opening = spawn_blocking(move || {
             let _permit = permit;
@@ -92,20 +100,21 @@ impl Uploader {
             source.open(&path)
         });
         let Ok(opened) = timeout(limits::READ_WAIT, opening).await else {
-            return failed(NO_ANSWER);
+            return (failed(NO_ANSWER), None);
         };
         match opened {
-            Ok(Ok(file)) => Explained {
-                verdict: PathVerdict::Allowed,
-                rule: file.terms.name.clone(),
-                detail: String::new(),
-            },
-            Ok(Err(err)) => {
-                let is_denied = matches!(err, SourceError::Denied(_));
-                let verdict = if is_denied { PathVerdict::Denied } else { PathVerdict::Failed };
-                Explained { verdict, ..failed(&err.to_string()) }
+            Ok(Ok(file)) => {
+                let (verdict, rule) = (PathVerdict::Allowed, file.terms.name.clone());
+                (Explained { verdict, rule, detail: String::new() }, None)
             }
-            Err(_) => failed("the client met an error of its own"),
+            Ok(Err(err)) => match &err {
+                SourceError::Denied(why) => {
+                    let verdict = PathVerdict::Denied;
+                    (Explained { verdict, ..failed(&err.to_string()) }, Some(*why))
+                }
+                _ => (failed(&err.to_string()), None),
+            },
+            Err(_) => (failed("the client met an error of its own"), None),
         }
     }
 
