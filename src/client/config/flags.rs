@@ -30,14 +30,15 @@ it wins over.
 Without --allow, and with a server on this machine, one file is shared:
 $HOME/file_to_download.txt, which is made (100 MB) if it is not there.
 
-On SIGHUP the files (--config, --policy) are read again: the policy, max_rate and max_uploads hold at
-once, the rest after a restart; a bad file changes nothing. Without a file SIGHUP ends the client.
+On SIGHUP the files (--config, --policy) are read again: the policy, max_rate and max_uploads hold
+at once, the rest after a restart; a bad file changes nothing. Without such a file SIGHUP ends the
+client.
 
 RUST_LOG filters the log (default: info), which goes to standard error.
 
 For https:// the client needs an identity, which fts-client join makes, once, from a join token.
-What join was told (server, client id, allow, ca, proxy, state directory) then holds wherever
-nothing else says otherwise: from then on it is just fts-client. A proxy comes from --proxy,
+What join was told (server, client id, allow, policy, ca, proxy, state directory) then holds
+wherever nothing else says otherwise: from then on it is just fts-client. A proxy comes from --proxy,
 FTS_PROXY or the file, else from HTTPS_PROXY, ALL_PROXY and NO_PROXY; a password for it belongs
 into one of the variables, or the file.
 
