@@ -90,7 +90,7 @@ fn explain_ends_as_the_verdict_is() {
 }
 
 #[test]
-fn a_rule_that_wants_signatures_says_whose_and_not_what_is_there() {
+fn a_rule_that_wants_signatures_says_whose_and_what_they_are_good_for() {
     let site = Site::new();
     let (key, _) = fts::signature::SigningKey::generate().expect("random");
     site.write(&format!(
@@ -99,15 +99,16 @@ fn a_rule_that_wants_signatures_says_whose_and_not_what_is_there() {
         key.public()
     ));
 
-    let (code, text) = site.policy("check", &["logs/a.log", "logs/b"]);
+    let (code, text) = site.policy("check", &["logs/a.log", "logs/b", "logs/absent"]);
 
     assert_eq!(code, 77, "{text}");
     let signer = format!("signer alice  {}", key.public());
     for part in ["(require_signature)", signer.as_str()] {
         assert!(text.contains(part), "{part:?} is not in:\n{text}");
     }
-    for name in ["a.log", "b"] {
-        let part = format!("logs/{name}: it needs a request signed by one of: alice");
+    let by_alice = "it needs a request signed by one of: alice; this one is not signed";
+    for (name, signed) in [("a.log", "allowed: by the rule"), ("absent", "failed: no such file")] {
+        let part = format!("logs/{name}: {by_alice}; signed, it is {signed}");
         assert!(text.contains(&part), "{part:?} is not in:\n{text}");
     }
 }

@@ -5,8 +5,8 @@ use std::{fmt, sync::Arc};
 
 use super::{
     config::{ClientConfig, Shared},
-    policy::Rule,
-    source::{Source, SourceError},
+    policy::{Denied, Rule},
+    source::{OpenFile, Source, SourceError},
     state_dir::{StateDir, StateDirError},
     words::log_path,
 };
@@ -59,8 +59,19 @@ impl Explainer {
 
     pub fn explain(&self, path: &str) -> Explained {
         let parsed = path.parse::<RemotePath>().map(Some);
-        let opened = self.source.open(&parsed);
-        let (verdict, why) = match opened {
+        let (verdict, why) = match self.source.open(&parsed) {
+            Err(SourceError::Denied(unsigned @ Denied::Unsigned(_))) => {
+                let (signed, why) = self.judge(self.source.open_as_signed(&parsed));
+                let unsigned = self.source.policy().explain(unsigned);
+                (Verdict::Denied, format!("{unsigned}; signed, it is {signed}: {why}"))
+            }
+            opened => self.judge(opened),
+        };
+        Explained { path: log_path(path), verdict, why }
+    }
+
+    fn judge(&self, opened: Result<OpenFile, SourceError>) -> (Verdict, String) {
+        match opened {
             Ok(file) => {
                 let size = file.fingerprint.size_bytes;
                 let later = if file.terms.held().is_some() {
@@ -73,19 +84,23 @@ impl Explainer {
             }
             Err(SourceError::Denied(why)) => (Verdict::Denied, self.source.policy().explain(why)),
             Err(err) => (Verdict::Failed, err.to_string()),
-        };
-        Explained { path: log_path(path), verdict, why }
+        }
     }
 }
 
 impl fmt::Display for Explained {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = match self.verdict {
-            Verdict::Allowed => "allowed",
-            Verdict::Denied => "denied",
-            Verdict::Failed => "failed",
-        };
-        write!(f, "{verdict}  {}: {}", self.path, self.why)
+        write!(f, "{}  {}: {}", self.verdict, self.path, self.why)
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allowed => "allowed",
+            Self::Denied => "denied",
+            Self::Failed => "failed",
+        })
     }
 }
 

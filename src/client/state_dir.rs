@@ -68,7 +68,8 @@ impl StateDir {
 
     /// Opens the directory if it is there, to know its files, and leaves it to whoever holds it.
     pub fn look(path: &Path) -> Result<Self, StateDirError> {
-        let dir = match rustix::fs::open(path, LIST, Mode::empty()) {
+        // systemd makes it a link, for a DynamicUser.
+        let dir = match rustix::fs::open(path, LIST - OFlags::NOFOLLOW, Mode::empty()) {
             Ok(dir) => Some(dir),
             Err(Errno::NOENT) => None,
             Err(err) => {

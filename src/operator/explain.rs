@@ -29,7 +29,7 @@ pub(super) async fn run(context: &Context, source: &Source) -> Result<(), Error>
         PathVerdict::Allowed => Ok(()),
         PathVerdict::Denied => Err(Error::NotPermitted("the client's policy denies it".to_owned())),
         PathVerdict::Failed | PathVerdict::Unspecified => {
-            Err(Error::Failed("the client could not open it".to_owned()))
+            Err(Error::Failed("the client did not open it".to_owned()))
         }
     }
 }

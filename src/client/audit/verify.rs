@@ -7,7 +7,11 @@ use super::{
     line::{self, Event, LineError},
     log::{self, CURRENT, Lines},
 };
-use crate::{audit_head::AuditHead, client::state_dir::StateDir, limits};
+use crate::{
+    audit_head::AuditHead,
+    client::state_dir::{StateDir, StateDirError},
+    limits,
+};
 
 /// Why the audit cannot be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -70,8 +74,14 @@ impl Files {
     /// Returns `None`, if a file was closed meanwhile: then some of them are not what they were
     /// taken for.
     fn look(state_dir: &Path) -> io::Result<Option<Self>> {
-        let state_dir = StateDir::look(state_dir).map_err(io::Error::other)?;
-        let no_audit = || io::Error::new(io::ErrorKind::NotFound, "there is none");
+        let state_dir = StateDir::look(state_dir).map_err(|err| match err {
+            StateDirError::Io { source, .. } => source,
+            err => io::Error::other(err),
+        })?;
+        let no_audit = || {
+            let text = "there is none; is that the --state-dir of the client?";
+            io::Error::new(io::ErrorKind::NotFound, text)
+        };
         let dir = log::look(&state_dir)?.ok_or_else(no_audit)?;
         let names = log::closed(&dir)?;
         let all = names.iter().map(String::as_str).chain([CURRENT]);

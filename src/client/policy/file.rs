@@ -190,6 +190,10 @@ fn pattern(text: &str) -> Result<Glob, String> {
     if text.split('/').any(odd) {
         return Err(wrong("write it as beneath the root, without a / at either end"));
     }
+    // It would match within a name, as `*` does, and who wrote it would believe it did beneath it too.
+    if text.split('/').any(|part| part.contains("**") && part != "**") {
+        return Err(wrong("** stands for directories: write it between slashes, as in **/*.key"));
+    }
     let glob = GlobBuilder::new(text).literal_separator(true).backslash_escape(true).build();
     glob.map_err(|err| wrong(&err.kind().to_string()))
 }
@@ -251,7 +255,8 @@ mod tests {
 
     #[test]
     fn a_pattern_that_could_match_nothing_is_refused() {
-        for pattern in ["", "/x", "x/", "a//b", "./x", "../x", "a/../b"] {
+        let odd = ["", "/x", "x/", "a//b", "./x", "../x", "a/../b", "**.key", "a/b**", "a/***/b"];
+        for pattern in odd {
             let text = format!("[[root]]\nname = 'a'\npath = '/a'\nexclude = ['{pattern}']\n");
             assert!(problems(&text).join("").contains("exclude"), "{pattern:?}");
         }

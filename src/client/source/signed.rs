@@ -1,13 +1,13 @@
 //! Where a rule wants a request signed: it is held against the policy and against what came before,
 //! ahead of any look at the disk.
 
-use super::{Source, SourceError};
+use super::{OpenFile, Source, SourceError};
 use crate::{
     client::policy::{
         Denied, Rule,
         signed::{Asked, Proof, Unsigned},
     },
-    ids::{TransferId, UnixMs},
+    ids::{IdError, RemotePath, TransferId, UnixMs},
 };
 
 impl Source {
@@ -19,6 +19,14 @@ impl Source {
         let transfer = asked.command.attempt.transfer;
         self.spent.begin(transfer, proof.expires, signed.digest(), now)?;
         Ok(proof)
+    }
+
+    /// Opens the file at `path` as for a request that is signed: for a look, by the site itself.
+    pub(in crate::client) fn open_as_signed(
+        &self,
+        path: &Result<Option<RemotePath>, IdError>,
+    ) -> Result<OpenFile, SourceError> {
+        self.open_with(path, &Ok(Proof { signer: String::new(), expires: UnixMs::now() }))
     }
 
     /// A signed request was delivered: it is good for nothing more.
