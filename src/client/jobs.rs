@@ -20,7 +20,7 @@ use super::{
     upload::{Progress, Uploader},
 };
 use crate::{
-    ids::{AttemptId, Epoch, IdError, RemotePath, TransferId},
+    ids::{AttemptId, Epoch, IdError, OperatorName, RemotePath, TransferId},
     limits, telemetry,
     wire::{
         proto::DownloadCommand,
@@ -171,10 +171,15 @@ impl Jobs {
     }
 
     /// Looks whether a path may be read. Of too many questions at a time the last is not answered.
-    pub(super) fn explain(&mut self, question: u64, path: Result<RemotePath, IdError>) {
+    pub(super) fn explain(
+        &mut self,
+        question: u64,
+        path: Result<RemotePath, IdError>,
+        operator: Option<OperatorName>,
+    ) {
         if self.questions.len() + self.answers.len() < limits::QUESTIONS_MAX {
             let uploader = self.uploader.clone();
-            self.questions.spawn(async move { (question, uploader.explain(path).await) });
+            self.questions.spawn(async move { (question, uploader.explain(path, operator).await) });
         }
     }
 
@@ -394,6 +399,7 @@ mod tests {
             rate_max: None,
             signature: None,
             resume: None,
+            operator: None,
         }
     }
 

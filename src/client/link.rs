@@ -240,6 +240,7 @@ mod tests {
             rate_max: None,
             signature: None,
             resume: None,
+            operator: None,
         }
     }
 

@@ -302,7 +302,9 @@ impl Session {
                 self.queue.push_back(FromClient::Reply { attempt, verdict });
             }
             Ok(FromServer::Stop(attempt)) => jobs.stop(attempt),
-            Ok(FromServer::Explain { question, path }) => jobs.explain(question, path),
+            Ok(FromServer::Explain { question, path, operator }) => {
+                jobs.explain(question, path, operator);
+            }
             Ok(FromServer::ReportAck(attempt)) => jobs.acknowledged(attempt),
             Ok(FromServer::Drain { reconnect_after }) => {
                 return Some(End::Drained { reconnect_after });

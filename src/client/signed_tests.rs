@@ -81,6 +81,7 @@ impl Stolen {
             rate_max: request.rate_max,
             signature: self.alice.sign(&request.encode()),
             resume: None,
+            operator: None,
         }
     }
 

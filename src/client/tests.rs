@@ -197,6 +197,7 @@ async fn a_renewal_replaces_the_session_and_an_upload_goes_on_through_it() {
         rate_max: None,
         signature: None,
         resume: None,
+        operator: None,
     };
     let attempt = command.attempt;
     session.say(FromServer::Download(command)).await;

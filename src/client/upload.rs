@@ -374,6 +374,7 @@ mod tests {
             rate_max: None,
             signature: None,
             resume: None,
+            operator: None,
         }
     }
 
@@ -506,6 +507,7 @@ mod tests {
             rate_max: None,
             signature: None,
             resume: None,
+            operator: None,
         };
         let progress = Arc::new(Progress::new(&command));
 

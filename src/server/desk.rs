@@ -14,6 +14,7 @@ use super::{
     error::Error,
     gate::Caller,
     page::Page,
+    questions::Asked,
     store::{
         TransferFilter,
         credentials::{Credentials, Operator},
@@ -110,7 +111,8 @@ impl Served {
         let about = [Detail::Client(client.clone()), Detail::Path(path.as_str().to_owned())];
         let within = self.check_scope(&client, Some(&path));
         self.or_refuse(Action::PathExplain, &about, within)?;
-        let work = self.desk.coordinator.explain(&client, path);
+        let operator = self.operator().map(|operator| operator.name.clone());
+        let work = self.desk.coordinator.explain(&client, Asked { path, operator });
         self.audited.run(Action::PathExplain, &about, work).await
     }
 

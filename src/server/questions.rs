@@ -8,7 +8,19 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use crate::{ids::RemotePath, limits, wire::session::Explained};
+use crate::{
+    ids::{OperatorName, RemotePath},
+    limits,
+    wire::session::Explained,
+};
+
+/// What is asked.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Asked {
+    pub path: RemotePath,
+    /// Who asks, if that is known.
+    pub operator: Option<OperatorName>,
+}
 
 /// Those of one session.
 #[derive(Debug, Default)]
@@ -18,7 +30,7 @@ pub struct Questions(Mutex<Open>);
 struct Open {
     last: u64,
     /// Yet to be sent.
-    unsent: VecDeque<(u64, RemotePath)>,
+    unsent: VecDeque<(u64, Asked)>,
     waiting: HashMap<u64, oneshot::Sender<Explained>>,
 }
 
@@ -32,7 +44,7 @@ pub struct Question {
 
 impl Questions {
     /// Asks; `None` if as many questions are open as may.
-    pub fn ask(self: &Arc<Self>, path: RemotePath) -> Option<Question> {
+    pub fn ask(self: &Arc<Self>, asked: Asked) -> Option<Question> {
         let mut open = self.lock();
         if open.waiting.len() >= limits::QUESTIONS_MAX {
             return None;
@@ -41,12 +53,12 @@ impl Questions {
         let number = open.last;
         let (answerer, answer) = oneshot::channel();
         open.waiting.insert(number, answerer);
-        open.unsent.push_back((number, path));
+        open.unsent.push_back((number, asked));
         Some(Question { number, answer, of: Arc::clone(self) })
     }
 
     /// Returns the next one to be sent.
-    pub fn next(&self) -> Option<(u64, RemotePath)> {
+    pub fn next(&self) -> Option<(u64, Asked)> {
         self.lock().unsent.pop_front()
     }
 
@@ -87,8 +99,8 @@ mod tests {
     use super::*;
     use crate::wire::session::PathVerdict;
 
-    fn path() -> RemotePath {
-        "/a".parse().expect("a path")
+    fn asked() -> Asked {
+        Asked { path: "/a".parse().expect("a path"), operator: None }
     }
 
     fn denied() -> Explained {
@@ -99,8 +111,8 @@ mod tests {
     async fn each_gets_its_own_answer_and_only_so_many_are_open() {
         let questions = Arc::new(Questions::default());
         let mut open: Vec<_> =
-            (0..limits::QUESTIONS_MAX).map(|_| questions.ask(path()).expect("room")).collect();
-        assert!(questions.ask(path()).is_none());
+            (0..limits::QUESTIONS_MAX).map(|_| questions.ask(asked()).expect("room")).collect();
+        assert!(questions.ask(asked()).is_none());
 
         let numbers: Vec<_> = std::iter::from_fn(|| questions.next()).map(|(n, _)| n).collect();
         let rule = |number: u64| Explained { rule: number.to_string(), ..denied() };
@@ -112,14 +124,14 @@ mod tests {
         for (question, number) in open.iter_mut().zip(numbers) {
             assert_eq!(question.answered().await, rule(number));
         }
-        assert!(questions.ask(path()).is_some());
+        assert!(questions.ask(asked()).is_some());
     }
 
     #[test]
     fn one_that_nobody_waits_for_is_neither_sent_nor_kept() {
         let questions = Arc::new(Questions::default());
         for _ in 0..2 * limits::QUESTIONS_MAX {
-            drop(questions.ask(path()).expect("room"));
+            drop(questions.ask(asked()).expect("room"));
         }
         assert_eq!(questions.next(), None);
         questions.answer(1, denied());

@@ -8,7 +8,9 @@ use bytes::Bytes;
 use crate::{
     audit_head::AuditHead,
     chunk::Prefix,
-    ids::{AttemptId, ClientId, Digest, IdError, InstanceId, RemotePath, SessionEpoch},
+    ids::{
+        AttemptId, ClientId, Digest, IdError, InstanceId, OperatorName, RemotePath, SessionEpoch,
+    },
     rate::{Rate, RateError},
     signature::RequestSignature,
     transfer::{Consistency, FailReason, Fingerprint, Finish, Hold},
@@ -160,6 +162,8 @@ pub enum FromServer {
     Explain {
         question: u64,
         path: Result<RemotePath, IdError>,
+        /// Who asks, as the server says.
+        operator: Option<OperatorName>,
     },
     Drain {
         reconnect_after: Duration,
@@ -187,6 +191,8 @@ pub struct Command {
     pub signature: Option<RequestSignature>,
     /// What need not be sent again.
     pub resume: Option<Resume>,
+    /// Who asks, as the server says: it proves nothing.
+    pub operator: Option<OperatorName>,
 }
 
 /// What the server durably holds of a file.

@@ -9,9 +9,12 @@ use fts::{
         audit::read_dir,
     },
     token::Secret,
-    wire::proto::{
-        self, admin_client::AdminClient, control_client::ControlClient,
-        enrolment_client::EnrolmentClient,
+    wire::{
+        proto::{
+            self, admin_client::AdminClient, control_client::ControlClient,
+            enrolment_client::EnrolmentClient,
+        },
+        session::FromServer,
     },
 };
 use rcgen::{CertificateParams, KeyPair};
@@ -276,4 +279,26 @@ async fn no_secret_is_on_disk_or_among_the_metrics() {
 
 fn has(text: &[u8], part: &str) -> bool {
     text.windows(part.len()).any(|window| window == part.as_bytes())
+}
+
+#[tokio::test]
+async fn a_machine_is_told_who_asks() {
+    let World { secured, admin, mut machine, mut control } = world().await;
+    let (client_id, path) = ("web-1".to_owned(), "/raw".to_owned());
+    let ask = proto::TriggerDownloadRequest { client_id, path, ..Default::default() };
+    control.trigger_download(bearing(&admin, ask)).await.expect("triggered");
+    let command = machine.session.command().await;
+    assert_eq!(command.operator.expect("a name").as_str(), "root");
+
+    let (client_id, path) = ("web-1".to_owned(), "/raw".to_owned());
+    let ask = bearing(&admin, proto::ExplainPathRequest { client_id, path });
+    let asking = tokio::spawn(async move { control.explain_path(ask).await });
+    let operator = loop {
+        if let FromServer::Explain { operator, .. } = machine.session.next().await {
+            break operator;
+        }
+    };
+    assert_eq!(operator.expect("a name").as_str(), "root");
+    asking.abort();
+    secured.server.stop().await;
 }

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     audit_head::AuditHead,
-    ids::{Digest, TransferId, UnixMs},
+    ids::{Digest, OperatorName, TransferId, UnixMs},
 };
 
 /// What is noted.
@@ -54,7 +54,13 @@ pub(in crate::client) enum Event {
         why: String,
     },
     /// It was asked whether a path may be read.
-    Explain { path: String, verdict: String, why: String },
+    Explain {
+        path: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        operator: Option<OperatorName>,
+        verdict: String,
+        why: String,
+    },
     /// Lines that came too fast to be noted, or for which there was no disk.
     LeftOut { count: u64 },
     /// What a crash left of lines that nobody had been told of was cut off.
@@ -83,6 +89,9 @@ pub(in crate::client) struct Asked {
     pub(in crate::client) epoch: u64,
     /// Empty: the default file.
     pub(in crate::client) path: String,
+    /// Who asked, as the server says: it proves nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(in crate::client) operator: Option<OperatorName>,
     /// Who signed the request, where that was asked for; otherwise the server alone vouches for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(in crate::client) signer: Option<String>,
@@ -199,7 +208,8 @@ mod tests {
 
     fn event(path: &str) -> Event {
         let transfer = TransferId::generate();
-        let asked = Asked { transfer, epoch: 3, path: path.to_owned(), signer: None };
+        let asked =
+            Asked { transfer, epoch: 3, path: path.to_owned(), operator: None, signer: None };
         Event::Serve { asked, size: 7, from: 0, rule: "logs".to_owned() }
     }
 

@@ -10,7 +10,7 @@ use super::{
     log::Lines,
     verify::{Files, LookError},
 };
-use crate::client::words::log_path;
+use crate::{client::words::log_path, ids::OperatorName};
 
 /// Why the audit was not shown.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +62,9 @@ fn words(line: &Line) -> String {
             ("end", format!("{}; {outcome} at {sent} bytes{digest}{detail}", about(asked)))
         }
         Event::Refuse { asked, why } => ("refuse", format!("{}; {why:?}", about(asked))),
-        Event::Explain { path, verdict, why } => {
-            ("explain", format!("{}; {}: {why:?}", log_path(path), verdict.escape_debug()))
+        Event::Explain { path, operator, verdict, why } => {
+            let (path, by) = (log_path(path), asked_by(operator.as_ref()));
+            ("explain", format!("{path}{by}; {}: {why:?}", verdict.escape_debug()))
         }
         Event::LeftOut { count } => ("left_out", format!("{count} lines had no room")),
         Event::Torn { bytes } => {
@@ -81,6 +82,12 @@ fn words(line: &Line) -> String {
 
 fn about(asked: &Asked) -> String {
     let by = asked.signer.as_ref().map(|signer| format!(" signed by {signer:?}"));
-    let by = by.unwrap_or_default();
+    let by = by.unwrap_or_default() + &asked_by(asked.operator.as_ref());
     format!("{} for {}/{}{by}", log_path(&asked.path), asked.transfer, asked.epoch)
+}
+
+fn asked_by(operator: Option<&OperatorName>) -> String {
+    operator
+        .map(|name| format!(" asked by {:?}, says the server", name.as_str()))
+        .unwrap_or_default()
 }

@@ -66,8 +66,13 @@ impl Site {
 }
 
 fn event(path: &str) -> Event {
-    let asked =
-        Asked { transfer: TransferId::generate(), epoch: 1, path: path.to_owned(), signer: None };
+    let asked = Asked {
+        transfer: TransferId::generate(),
+        epoch: 1,
+        path: path.to_owned(),
+        operator: None,
+        signer: None,
+    };
     Event::Serve { asked, size: 1, from: 0, rule: "r".to_owned() }
 }
 
@@ -427,7 +432,7 @@ async fn a_flood_of_refusals_is_counted_and_hides_nothing() {
     for _ in 0..flood {
         let path = "/etc/shadow".to_owned();
         let (verdict, why) = ("denied".to_owned(), String::new());
-        audit.note_some(Event::Explain { path, verdict, why });
+        audit.note_some(Event::Explain { path, operator: None, verdict, why });
     }
     audit.serve(event("/a")).await.expect("written");
     audit.close().await;
@@ -449,7 +454,7 @@ fn a_flood_of_long_names_fills_no_files() {
     let path = format!("/{}", "\u{1}".repeat(limits::PATH_BYTES_MAX - 1));
     let explain = |path: &str| {
         let (path, verdict, why) = (path.to_owned(), "denied".to_owned(), String::new());
-        Event::Explain { path, verdict, why }
+        Event::Explain { path, operator: None, verdict, why }
     };
     let most = limits::CLIENT_AUDIT_NOTES_PER_MINUTE;
     let taken = (0..most).filter(|_| minute.take(&explain(&path), now)).count();

@@ -185,6 +185,7 @@ mod tests {
                 rate_max: self.says.rate_max,
                 signature: self.alice.sign(&self.says.encode()),
                 resume: None,
+                operator: None,
             }
         }
 

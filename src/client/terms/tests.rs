@@ -77,6 +77,7 @@ impl Test {
             rate_max: None,
             signature: None,
             resume,
+            operator: None,
         };
         self.session.say(FromServer::Download(command)).await;
     }
@@ -141,7 +142,7 @@ async fn outside_its_hours_a_file_looks_the_same_whether_it_is_there_or_not() {
         test.ask().await;
         outcomes.push(test.outcome().await);
         let path = Ok(test.file().to_str().expect("text").parse().expect("a path"));
-        test.session.say(FromServer::Explain { question: 1, path }).await;
+        test.session.say(FromServer::Explain { question: 1, path, operator: None }).await;
         answers.push(loop {
             if let Some(FromClient::Explanation { explained, .. }) = test.session.next().await {
                 break explained;

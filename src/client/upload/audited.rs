@@ -30,6 +30,7 @@ fn command(client: &Client, name: &str) -> Command {
         consistency: Consistency::Auto,
         size_max: 1 << 30,
         resume: None,
+        operator: Some("alice".parse().expect("a name")),
         rate_max: None,
         signature: None,
     }
@@ -128,6 +129,9 @@ async fn what_was_served_and_refused_is_on_record_with_how_it_ended() {
     let why = lines(&client, denied)[0]["why"].clone();
     assert!(why.as_str().is_some_and(|why| why.contains("beneath no root")), "{why}");
     assert_eq!(lines(&client, missing)[0]["why"], "no such file");
+    for line in commands.iter().flat_map(|command| lines(&client, command)) {
+        assert_eq!(line["operator"], "alice", "{line}");
+    }
     drop(session);
     client.stop().await;
 }

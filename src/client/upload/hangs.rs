@@ -44,6 +44,7 @@ fn command(client: &Client, name: &str) -> Command {
         consistency: Consistency::Auto,
         size_max: 1 << 30,
         resume: None,
+        operator: None,
         rate_max: None,
         signature: None,
     }
@@ -121,12 +122,12 @@ async fn questions_about_a_disk_that_hangs_leave_uploads_their_places() {
 
     // Whoever asked has gone; the disk has not answered.
     for _ in 0..2 * limits::QUESTIONS_MAX {
-        let question = uploader.explain(Ok(parse(&path)));
+        let question = uploader.explain(Ok(parse(&path)), None);
         let _ = timeout(Duration::from_millis(1), question).await;
     }
 
     assert_eq!(uploader.readers.available_permits(), limits::READERS_MAX);
-    let refused = uploader.explain(Ok(parse(&path))).await;
+    let refused = uploader.explain(Ok(parse(&path)), None).await;
     assert_eq!(refused.detail, READS_HANG);
     fs::remove_file(hangs).expect("removed");
 }

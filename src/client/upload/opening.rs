@@ -13,7 +13,7 @@ use crate::{
         source::{OpenFile, Source, SourceError},
         words::log_path,
     },
-    ids::{IdError, RemotePath, bounded},
+    ids::{IdError, OperatorName, RemotePath, bounded},
     limits,
     wire::session::{Command, Explained, PathVerdict},
 };
@@ -57,7 +57,11 @@ fn asked_path(command: &Command) -> &str {
 
 impl Uploader {
     /// Says what would become of a request for a path. It reads no byte.
-    pub(in crate::client) async fn explain(&self, path: Result<RemotePath, IdError>) -> Explained {
+    pub(in crate::client) async fn explain(
+        &self,
+        path: Result<RemotePath, IdError>,
+        operator: Option<OperatorName>,
+    ) -> Explained {
         let shown = path.as_ref().map(|path| path.as_str().to_owned()).unwrap_or_default();
         let source = self.source.borrow().clone();
         let (explained, denied) = self.look(&source, path).await;
@@ -69,7 +73,8 @@ impl Uploader {
         // The server is not told by what.
         let why = denied.map_or(why, |denied| source.policy().explain(denied));
         let why = bounded(why, limits::DETAIL_BYTES_MAX);
-        self.audit.note_some(Event::Explain { path: shown, verdict: verdict.to_owned(), why });
+        let (path, verdict) = (shown, verdict.to_owned());
+        self.audit.note_some(Event::Explain { path, operator, verdict, why });
         explained
     }
 

@@ -7,7 +7,7 @@ use std::sync::{
 
 use crate::{
     client::{audit::Asked, pace::Held},
-    ids::{AttemptId, Digest},
+    ids::{AttemptId, Digest, OperatorName},
     wire::session::Command,
 };
 
@@ -17,6 +17,8 @@ pub(in crate::client) struct Progress {
     pub(in crate::client) attempt: AttemptId,
     /// As asked for; empty for the default file.
     pub(in crate::client) path: String,
+    /// Who asked, as the server says.
+    operator: Option<OperatorName>,
     pub(in crate::client) sent: AtomicU64,
     pub(in crate::client) size: AtomicU64,
     pub(in crate::client) held: Arc<Held>,
@@ -38,6 +40,7 @@ impl Progress {
         Self {
             attempt: command.attempt,
             path: path.map(|path| path.as_str().to_owned()).unwrap_or_default(),
+            operator: command.operator.clone(),
             sent: AtomicU64::new(0),
             size: AtomicU64::new(0),
             held: Arc::default(),
@@ -55,6 +58,7 @@ impl Progress {
             transfer: self.attempt.transfer,
             epoch: self.attempt.epoch.0,
             path: self.path.clone(),
+            operator: self.operator.clone(),
             signer: self.signer.get().cloned(),
         }
     }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use super::{Coordinator, attempt_of};
 use crate::{
-    ids::{AttemptId, ClientId, RemotePath, TransferId, UnixMs},
+    ids::{AttemptId, ClientId, TransferId, UnixMs},
     limits,
     server::{
         error::Error,
+        questions::Asked,
         sessions::Session,
         store::{Claim, Claimant, Party, SessionOpening, TransferFilter},
         view::Presence,
@@ -243,14 +244,14 @@ impl Coordinator {
     }
 
     /// Asks a client whether its policy lets a file be read.
-    pub async fn explain(&self, client: &ClientId, path: RemotePath) -> Result<Explained, Error> {
+    pub async fn explain(&self, client: &ClientId, asked: Asked) -> Result<Explained, Error> {
         let Some(session) = self.sessions.find(client) else {
             self.store.client(client).await?.ok_or_else(|| {
                 Error::refused(Reason::UnknownClient, format!("no client {client} is known"))
             })?;
             return Err(Error::refused(Reason::ClientOffline, "the client is not there"));
         };
-        let question = session.questions.ask(path);
+        let question = session.questions.ask(asked);
         let mut question = question.ok_or_else(|| {
             Error::refused(Reason::TooMany, "the client is being asked too much at a time")
         })?;

@@ -59,9 +59,9 @@ impl Link {
             };
             let message = if let Some(attempt) = self.session.next_stop() {
                 FromServer::Stop(attempt)
-            } else if let Some((question, path)) = self.session.questions.next() {
+            } else if let Some((question, asked)) = self.session.questions.next() {
                 self.quota.grant(1);
-                FromServer::Explain { question, path: Ok(path) }
+                FromServer::Explain { question, path: Ok(asked.path), operator: asked.operator }
             } else {
                 break;
             };
@@ -191,6 +191,7 @@ fn command(transfer: &Transfer, resume: Option<Resume>) -> Command {
         rate_max: transfer.rate_max,
         signature: transfer.signature.clone(),
         resume,
+        operator: transfer.operator.clone(),
     }
 }
 

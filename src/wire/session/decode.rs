@@ -174,7 +174,11 @@ impl TryFrom<proto::ServerMessage> for FromServer {
             Body::HeartbeatAck(ack) => Self::HeartbeatAck { seq: ack.seq },
             Body::Download(command) => Self::Download(command.try_into()?),
             Body::Stop(stop) => Self::Stop(stop.attempt.try_into()?),
-            Body::Explain(ask) => Self::Explain { question: ask.question, path: ask.path.parse() },
+            Body::Explain(ask) => Self::Explain {
+                question: ask.question,
+                path: ask.path.parse(),
+                operator: ask.operator.parse().ok(),
+            },
             Body::ReportAck(ack) => Self::ReportAck(ack.attempt.try_into()?),
             Body::Drain(drain) => Self::Drain { reconnect_after: pause(drain.reconnect_after_ms) },
             Body::Superseded(by) => Self::Superseded {
@@ -203,8 +207,10 @@ impl TryFrom<proto::DownloadCommand> for Command {
         let resume = command.resume.as_ref().and_then(resume);
         // A signature that cannot be one is none.
         let signature = command.signature.as_ref().and_then(|signed| signed.try_into().ok());
+        // A name that cannot be one is none.
+        let operator = command.operator.parse().ok();
         let attempt = command.attempt.try_into()?;
-        Ok(Self { attempt, path, consistency, size_max, rate_max, signature, resume })
+        Ok(Self { attempt, path, consistency, size_max, rate_max, signature, resume, operator })
     }
 }
 

@@ -203,10 +203,11 @@ impl From<FromServer> for proto::ServerMessage {
             FromServer::Stop(attempt) => {
                 Some(Body::Stop(proto::StopCommand { attempt: Some(attempt.into()) }))
             }
-            FromServer::Explain { question, path } => {
+            FromServer::Explain { question, path, operator } => {
                 // Ours is a path; what is none is sent as an empty one, which nobody allows.
                 let path = path.map(String::from).unwrap_or_default();
-                Some(Body::Explain(proto::ExplainCommand { question, path }))
+                let operator = operator.map(String::from).unwrap_or_default();
+                Some(Body::Explain(proto::ExplainCommand { question, path, operator }))
             }
             FromServer::ReportAck(attempt) => {
                 Some(Body::ReportAck(proto::ReportAck { attempt: Some(attempt.into()) }))
@@ -234,6 +235,7 @@ impl From<Command> for proto::DownloadCommand {
             resume: command.resume.map(Into::into),
             max_rate: command.rate_max.map(Rate::bytes_per_second).unwrap_or_default(),
             signature: command.signature.as_ref().map(Into::into),
+            operator: command.operator.map(String::from).unwrap_or_default(),
         }
     }
 }
