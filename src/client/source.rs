@@ -43,7 +43,10 @@ use root::{HeldRoot, Root};
 #[derive(Debug)]
 pub(super) struct OpenFile {
     file: File,
+    /// As it was asked for.
     pub(super) path: String,
+    /// Where the file was at open, once links were followed; `None`, if the kernel does not say.
+    pub(super) opened_path: Option<String>,
     /// Of the rule that allows it.
     pub(super) terms: Arc<Terms>,
     /// Who signed the request for it, if that is known.
@@ -238,9 +241,11 @@ impl Source {
             return Err(denied(Denied::OwnState));
         }
         let fingerprint = fingerprint(&fd, &stat).map_err(|err| self.failed(err))?;
-        let path = path.as_str().to_owned();
+        // Without /proc nobody knows.
+        let opened_path = kernel::path_of(&fd).ok().flatten();
         let signer = proof.as_ref().ok().map(|proof| proof.signer.clone());
-        Ok(OpenFile { file: fd.into(), path, terms: self.terms_of(rule), signer, fingerprint })
+        let (path, terms) = (path.as_str().to_owned(), self.terms_of(rule));
+        Ok(OpenFile { file: fd.into(), path, opened_path, terms, signer, fingerprint })
     }
 
     fn terms_of(&self, rule: &Rule) -> Arc<Terms> {
@@ -265,10 +270,9 @@ impl Source {
                 return err;
             }
         }
-        match (self.failed(err), self.check_on_the_way(rule, dir, spelled)) {
-            (denied @ SourceError::Denied(_), _) => denied,
-            (_, Err(err)) => err,
-            (err, Ok(())) => err,
+        match self.failed(err) {
+            denied @ SourceError::Denied(_) => denied,
+            err => self.check_on_the_way(rule, dir, spelled).err().unwrap_or(err),
         }
     }
 

@@ -18,6 +18,7 @@ use super::{
     reader::{Pool, Reading},
     resume::{Plan, Trails},
     source::{OpenFile, Source},
+    terms::Terms,
     words::log_path,
 };
 use crate::{
@@ -170,6 +171,7 @@ impl Uploader {
         let plan = self.plan(command, &file);
         let serve = Event::Serve {
             asked: progress.asked(),
+            file: file.opened_path.clone().filter(|path| *path != progress.path),
             size,
             from: plan.kept.bytes(),
             rule: file.terms.name.clone(),
@@ -293,12 +295,7 @@ impl Uploader {
             }
             asked.answered();
         }));
-        let pace = Pace {
-            client: self.pace.clone(),
-            rule: terms.limiter.clone(),
-            own: command.rate_max,
-            held: told.held.clone(),
-        };
+        let pace = self.pace_of(command, &terms, told);
         let answer = tokio::select! {
             answer = answer(self.call(receiver, pace), &aborted) => answer,
             (hold, pause) = terms.end() => return held(hold, pause),
@@ -310,6 +307,15 @@ impl Uploader {
             told.digest.get_or_init(|| *digest);
         }
         judge(command.attempt, answer, decision.get())
+    }
+
+    fn pace_of(&self, command: &Command, terms: &Terms, progress: &Progress) -> Pace {
+        Pace {
+            client: self.pace.clone(),
+            rule: terms.limiter.clone(),
+            own: command.rate_max,
+            held: progress.held.clone(),
+        }
     }
 
     /// Sends messages as they come, at their pace.

@@ -292,13 +292,17 @@ async fn a_machine_is_told_who_asks() {
 
     let (client_id, path) = ("web-1".to_owned(), "/raw".to_owned());
     let ask = bearing(&admin, proto::ExplainPathRequest { client_id, path });
-    let asking = tokio::spawn(async move { control.explain_path(ask).await });
-    let operator = loop {
-        if let FromServer::Explain { operator, .. } = machine.session.next().await {
-            break operator;
+    let hears = async {
+        loop {
+            if let FromServer::Explain { operator, .. } = machine.session.next().await {
+                break operator;
+            }
         }
     };
+    let operator = tokio::select! {
+        operator = hears => operator,
+        answer = control.explain_path(ask) => panic!("nobody has answered: {answer:?}"),
+    };
     assert_eq!(operator.expect("a name").as_str(), "root");
-    asking.abort();
     secured.server.stop().await;
 }

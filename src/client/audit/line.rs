@@ -29,6 +29,9 @@ pub(in crate::client) enum Event {
     Serve {
         #[serde(flatten)]
         asked: Asked,
+        /// What was opened, if links lead there from what was asked for, or nothing was.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        file: Option<String>,
         size: u64,
         /// Where it begins: the server has what is before that.
         from: u64,
@@ -210,7 +213,7 @@ mod tests {
         let transfer = TransferId::generate();
         let asked =
             Asked { transfer, epoch: 3, path: path.to_owned(), operator: None, signer: None };
-        Event::Serve { asked, size: 7, from: 0, rule: "logs".to_owned() }
+        Event::Serve { asked, file: None, size: 7, from: 0, rule: "logs".to_owned() }
     }
 
     fn lines(events: &[Event]) -> Vec<Vec<u8>> {

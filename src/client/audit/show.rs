@@ -52,8 +52,10 @@ fn words(line: &Line) -> String {
             ("start", format!("fts-client {version} as {client} for {server}; policy {policy}"))
         }
         Event::Policy { policy } => ("policy", policy.to_string()),
-        Event::Serve { asked, size, from, rule } => {
-            ("serve", format!("{}; {size} bytes from {from}, by the rule {rule:?}", about(asked)))
+        Event::Serve { asked, file, size, from, rule } => {
+            let file = file.as_ref().map(|file| format!("; it is {}", log_path(file)));
+            let (about, file) = (about(asked), file.unwrap_or_default());
+            ("serve", format!("{about}{file}; {size} bytes from {from}, by the rule {rule:?}"))
         }
         Event::End { asked, outcome, sent, blake3, detail } => {
             let digest = blake3.map(|digest| format!("; BLAKE3 {digest}")).unwrap_or_default();

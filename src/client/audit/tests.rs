@@ -73,7 +73,7 @@ fn event(path: &str) -> Event {
         operator: None,
         signer: None,
     };
-    Event::Serve { asked, size: 1, from: 0, rule: "r".to_owned() }
+    Event::Serve { asked, file: None, size: 1, from: 0, rule: "r".to_owned() }
 }
 
 fn edit(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {

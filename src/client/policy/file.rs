@@ -148,7 +148,10 @@ pub(super) fn named(name: &str) -> Result<(), String> {
     if !name.is_empty() && name.len() <= limits::LABEL_BYTES_MAX && name.chars().all(is_plain) {
         Ok(())
     } else {
-        Err("a name is letters, digits, '.', '_' and '-'".to_owned())
+        Err(format!(
+            "a name is letters, digits, '.', '_' and '-', at most {} of them",
+            limits::LABEL_BYTES_MAX
+        ))
     }
 }
 

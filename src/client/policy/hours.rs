@@ -55,7 +55,7 @@ impl FromStr for Hours {
         let (from, to) = (minute(from).ok_or_else(wrong)?, minute(to).ok_or_else(wrong)?);
         // All day, or never: whoever wrote it meant one of them.
         if from == to {
-            Err(format!("{text:?} begins when it ends"))
+            Err(format!("{text:?} begins when it ends; for all day leave hours out"))
         } else {
             Ok(Self { from, to })
         }

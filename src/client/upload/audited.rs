@@ -101,6 +101,9 @@ async fn what_was_served_and_refused_is_on_record_with_how_it_ended() {
     let client = Client::start(&server);
     fs::write(client.temp.path().join("secret"), "a canary").expect("written");
     let mut session = begin(&mut server, &client).await;
+    let root = client.temp.path().join("root");
+    fs::rename(root.join("file"), root.join("target")).expect("renamed");
+    std::os::unix::fs::symlink("target", root.join("file")).expect("linked");
     let commands = ["root/file", "root/none", "secret"].map(|name| command(&client, name));
     for command in &commands {
         session.say(FromServer::Download(command.clone())).await;
@@ -121,6 +124,9 @@ async fn what_was_served_and_refused_is_on_record_with_how_it_ended() {
         lines.map(|line| line["event"].as_str().expect("text").to_owned()).collect::<Vec<_>>()
     };
     let [whole, missing, denied] = &commands;
+    // What a link led to.
+    let opened = client.temp.path().join("root/target").canonicalize().expect("a path");
+    assert_eq!(lines(&client, whole)[0]["file"], opened.to_str().expect("text"));
     assert_eq!(events(whole), ["serve", "end"]);
     assert_eq!((events(missing), events(denied)), (vec!["refuse".into()], vec!["refuse".into()]));
     let end = &lines(&client, whole)[1];
