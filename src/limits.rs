@@ -196,6 +196,9 @@ pub const READERS_MAX: usize = 128;
 /// An attempt whose disk does not answer for this long has failed. Longer than two signs of life of
 /// one that is read twice, and shorter than what the server bears. Tests have less time.
 pub const READ_WAIT: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 45 });
+/// A denial is told at a multiple of this after it was asked for: how long the disk took would tell
+/// what is there.
+pub const DENIAL_STEP: Duration = Duration::from_millis(20);
 /// An Abort that the server does not answer is reported on `Connect` all the same.
 pub const ABORT_ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// A source that grew is read twice; the last chunk is repeated this often meanwhile, as a sign of

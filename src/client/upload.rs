@@ -332,6 +332,8 @@ impl Uploader {
 #[cfg(all(test, feature = "server"))] // For the fake server.
 mod audited;
 #[cfg(all(test, feature = "server"))] // For the fake server.
+mod denials;
+#[cfg(all(test, feature = "server"))] // For the fake server.
 mod hangs;
 
 #[cfg(all(test, feature = "server"))] // For the fake server.

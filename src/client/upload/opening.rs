@@ -3,7 +3,11 @@
 
 use std::{io, sync::Arc};
 
-use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    task::spawn_blocking,
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{Uploader, ending::HELD_BACK};
 use crate::{
@@ -55,6 +59,15 @@ fn asked_path(command: &Command) -> &str {
     path.map(RemotePath::as_str).unwrap_or_default()
 }
 
+/// Waits until a denial may be told.
+async fn evened(began: Instant) {
+    let step = limits::DENIAL_STEP;
+    let passed = began.elapsed().as_millis() / step.as_millis();
+    // No look takes longer than `READ_WAIT`.
+    let steps = u32::try_from(passed).unwrap_or(u32::MAX).saturating_add(1);
+    sleep_until(began + step * steps).await;
+}
+
 impl Uploader {
     /// Says what would become of a request for a path. It reads no byte.
     pub(in crate::client) async fn explain(
@@ -62,6 +75,7 @@ impl Uploader {
         path: Result<RemotePath, IdError>,
         operator: Option<OperatorName>,
     ) -> Explained {
+        let began = Instant::now();
         let shown = path.as_ref().map(|path| path.as_str().to_owned()).unwrap_or_default();
         let source = self.source.borrow().clone();
         let (explained, denied) = self.look(&source, path).await;
@@ -75,6 +89,9 @@ impl Uploader {
         let why = bounded(why, limits::DETAIL_BYTES_MAX);
         let (path, verdict) = (shown, verdict.to_owned());
         self.audit.note_some(Event::Explain { path, operator, verdict, why });
+        if denied.is_some() {
+            evened(began).await;
+        }
         explained
     }
 
@@ -129,6 +146,7 @@ impl Uploader {
         command: &Command,
         permit: OwnedSemaphorePermit,
     ) -> Result<(OpenFile, OwnedSemaphorePermit), Unopened> {
+        let began = Instant::now();
         let (source, client) = (self.source.borrow().clone(), self.client.clone());
         let (opens, asked) = (Arc::clone(&source), command.clone());
         let opening = spawn_blocking(move || {
@@ -147,6 +165,9 @@ impl Uploader {
             Ok(opened) => opened.unwrap_or_else(|err| Err(SourceError::Io(err.into()))),
             Err(_) => Err(SourceError::Io(io::Error::new(io::ErrorKind::TimedOut, NO_ANSWER))),
         };
+        if matches!(opened, Err(SourceError::Denied(_))) {
+            evened(began).await;
+        }
         opened.map_err(|err| {
             let why = why_unopened(&source, command, &err);
             Unopened { err, why: bounded(why, limits::DETAIL_BYTES_MAX) }
